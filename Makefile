@@ -1,0 +1,55 @@
+# `make help` lists what can be done here; plain `make` does what CI does.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: all help run test lint types check format requirements clean
+.DEFAULT_GOAL := all
+
+all: check test ## What CI runs: lint, types, tests
+
+help: ## List the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
+
+run: $(VENV)/.run ## Run the service on http://127.0.0.1:8080 with the embedded database
+	$(BIN)/hypercorn --workers 0 --bind 127.0.0.1:8080 'quart_ots:create_app()'
+
+test: $(VENV)/.dev ## Run the whole test suite with coverage
+	$(BIN)/coverage erase
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+check: lint types ## Run the linters and the type checker
+
+lint: $(VENV)/.dev ## Run ruff and flake8
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/flake8 ./
+
+types: $(VENV)/.dev ## Run mypy
+	$(BIN)/mypy
+
+format: $(VENV)/.dev ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+requirements: $(VENV)/.dev ## Pin the newest requirements that fit the .in files
+	for name in requirements requirements-embedded requirements-dev; do \
+		$(BIN)/pip-compile --quiet --upgrade --strip-extras --generate-hashes --allow-unsafe \
+			--no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+			--output-file $$name.txt $$name.in || exit 1; \
+	done
+
+clean: ## Remove the venv and what the tools leave behind
+	rm -rf $(VENV) build *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis artifacts
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit("quart_ots needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: requirements.txt requirements-embedded.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-embedded.txt
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@

@@ -1,0 +1,80 @@
+"""quart_ots: one-time secrets as a JSON API. `create_app` is the only place where the parts meet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from types import TracebackType
+from typing import Any
+
+from quart import Quart, Response
+
+from . import config, db, docs, errors, logs, ratelimit, routes
+from .kdf import KdfPool
+from .schemas import MAX_BODY_BYTES, StrictRequest
+
+__all__ = ["create_app"]
+__version__ = "0.1.0"
+
+HEADERS = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
+
+
+class App(Quart):
+    """A Quart that reads JSON strictly, and whose log holds nothing that was sent."""
+
+    request_class = StrictRequest
+
+    def log_exception(
+        self,
+        exception_info: tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None],
+    ) -> None:
+        """Log an unexpected exception without path, message or values."""
+        logs.log_exception(self.logger, exception_info)
+
+
+def create_app(overrides: Mapping[str, Any] | None = None, clock: Callable[[], datetime] = routes.utc_now) -> Quart:
+    """Build the service.
+
+    Args:
+        overrides: Settings that win over all other sources, see config.py.
+        clock: Gives the time in UTC, to the millisecond.
+
+    Raises:
+        StartError: A setting is wrong. It says which, in one line.
+
+    """
+    app = App(__name__, static_folder=None)
+    # Redirects repeat the path that was sent, with its key.
+    app.url_map.merge_slashes = False
+    app.config.update(
+        MAX_CONTENT_LENGTH=MAX_BODY_BYTES,
+        BODY_TIMEOUT=30,  # seconds
+        SEND_FILE_MAX_AGE_DEFAULT=None,
+        PROPAGATE_EXCEPTIONS=False,  # debug mode would answer with a traceback
+    )
+    config.load(app, overrides or {})
+    ring = config.load_key_ring(app.config)
+    kdf = KdfPool(app.config["KDF_THREADS"], app.config["KDF_QUEUE"])
+
+    errors.init_app(app)
+    docs.init_app(app, __version__)
+    app.register_blueprint(routes.blueprint)
+    app.register_blueprint(routes.health)
+    ratelimit.init_app(app, limited=routes.blueprint.name)
+    database = db.init_app(app, ring)
+    app.after_serving(kdf.close)
+    app.after_request(_harden)
+    logs.init_app(app)
+    app.extensions[routes.EXTENSION] = routes.Parts(ring, kdf, app.config["BCRYPT_COST"], clock, database)
+    return app
+
+
+async def _harden(response: Response) -> Response:
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
+    return response

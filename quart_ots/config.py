@@ -1,0 +1,247 @@
+"""Every setting: its default, unit, bounds and why it is there.
+
+Read in this order, the later one wins: these defaults, ``QUART_OTS_*`` in the environment, ``config.py`` in the
+instance folder, what ``create_app`` is called with. ``python -m quart_ots.config`` prints README's table.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quart import Config, Quart
+
+from .crypto import KeyRing, new_master_key
+
+PREFIX = "QUART_OTS"
+MASTER_KEY_FILE = "master.key"
+
+
+class StartError(SystemExit):
+    """The service can't start, and the operator can mend it.
+
+    A SystemExit, so that every server ends with this one line and no traceback.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"quart_ots: {message}")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting. Text unless it has bounds: then a whole number from the first to the second."""
+
+    name: str
+    default: str | int | None
+    unit: str
+    why: str
+    bounds: tuple[int, int] | None = None
+    private: bool = False  # never printed
+
+    @property
+    def variable(self) -> str:
+        """Its name in the environment."""
+        return f"{PREFIX}_{self.name}"
+
+    def check(self, value: Any) -> Any:
+        """Give the value as the setting's type, or raise StartError."""
+        if self.bounds is None:
+            if value is None or isinstance(value, str | os.PathLike):
+                return value
+            raise StartError(f"{self.variable} must be text")
+        if isinstance(value, str) and re.fullmatch("[0-9]{1,9}", value):
+            value = int(value)
+        low, high = self.bounds
+        if type(value) is not int or not low <= value <= high:
+            raise StartError(f"{self.variable} must be a whole number from {low:,} to {high:,}, not {value!r}")
+        return value
+
+
+SETTINGS = (
+    Setting(
+        "INSTANCE_PATH",
+        "instance",
+        "folder",
+        "Where the service keeps its own files: config.py, master.key and the embedded database. "
+        "A relative path starts at the working folder.",
+    ),
+    Setting(
+        "MONGODB_URL",
+        None,
+        "URL",
+        "MongoDB 6 or newer: standalone, replica set or sharded. The path names the database, `quart_ots` unless "
+        "given. Without a URL the embedded database is started, for local use.",
+        private=True,
+    ),
+    Setting(
+        "MASTER_KEYS",
+        None,
+        "base64, comma-separated",
+        "The key ring: 32 bytes each, the first seals, all open. Instead of a file.",
+        private=True,
+    ),
+    Setting(
+        "MASTER_KEYS_FILE",
+        None,
+        "path",
+        "The key ring in a file, one key a line. Without either, `master.key` in the instance folder is used, and "
+        "made at the first start.",
+    ),
+    Setting(
+        "BCRYPT_COST",
+        10,
+        "log2 of rounds",
+        "What a guess at a passphrase costs: 10 takes about 65 ms of one core, each step doubles it. "
+        "It can be changed at any time; secrets keep the cost they were sealed with.",
+        (4, 16),
+    ),
+    Setting(
+        "KDF_THREADS",
+        0,
+        "threads",
+        "How many keys are stretched at once. 0: one a core, as bcrypt fills one.",
+        (0, 256),
+    ),
+    Setting(
+        "KDF_QUEUE",
+        100,
+        "requests",
+        "How many more may wait for that. One beyond is told 503 at once: 100 take 3.3 s on two cores at cost 10.",
+        (0, 10_000),
+    ),
+    Setting(
+        "RATE_LIMIT",
+        600,
+        "requests a minute",
+        "The budget of one client address, in each process. All of it may be spent at once.",
+        (1, 1_000_000),
+    ),
+    Setting(
+        "TRUSTED_PROXIES",
+        0,
+        "proxies",
+        "How many reverse proxies stand before the service, each adding to X-Forwarded-For. "
+        "With too large a number, clients choose their own address.",
+        (0, 10),
+    ),
+)
+_NAMES = {setting.name: setting for setting in SETTINGS}
+
+
+def load(app: Quart, overrides: Mapping[str, Any]) -> None:
+    """Fill the app's config from all sources, and make the instance folder (mode 0700).
+
+    Raises:
+        StartError: A name is unknown or a value out of bounds, told without showing the value of a key.
+
+    """
+    known = set(app.config) | set(_NAMES)
+    for variable in sorted(os.environ):
+        if variable.startswith(f"{PREFIX}_") and variable[len(PREFIX) + 1 :] not in _NAMES:
+            raise StartError(f"{variable} is not a setting{_nearest(variable[len(PREFIX) + 1 :])}")
+    app.config.from_mapping({setting.name: setting.default for setting in SETTINGS})
+    # Left as text: JSON would make a number of a folder named 2026, and a float of 1e1.
+    app.config.from_prefixed_env(PREFIX, loads=str)
+
+    folder = Path(overrides.get("INSTANCE_PATH") or app.config["INSTANCE_PATH"]).absolute()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartError(f"{PREFIX}_INSTANCE_PATH: {error.strerror}: {folder}") from None
+    _load_file(app.config, folder / "config.py")
+    app.config.from_mapping(overrides)
+    app.config["INSTANCE_PATH"] = folder
+
+    for name in app.config:
+        if name not in known:
+            raise StartError(f"{name} is not a setting{_nearest(name)}")
+    for setting in SETTINGS:
+        app.config[setting.name] = setting.check(app.config[setting.name])
+
+
+def _load_file(config: Config, path: Path) -> None:
+    try:
+        config.from_pyfile(path, silent=True)
+    except Exception as error:  # whatever the operator's own Python raises
+        raise StartError(f"{path} can't be read: {type(error).__name__}") from None
+
+
+def _nearest(name: str) -> str:
+    close = difflib.get_close_matches(name, _NAMES, 1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def load_key_ring(config: Mapping[str, Any]) -> KeyRing:
+    """Read the master keys from where the settings say, making the instance folder's file if it comes to that.
+
+    Raises:
+        StartError: Both settings are set, or the keys can't be read. No key is shown.
+
+    """
+    keys, file = config["MASTER_KEYS"], config["MASTER_KEYS_FILE"]
+    if keys is not None and file is not None:
+        raise StartError(f"{PREFIX}_MASTER_KEYS and {PREFIX}_MASTER_KEYS_FILE are both set: choose one")
+    if keys is not None:
+        return _parse_keys(f"{PREFIX}_MASTER_KEYS", keys.split(","))
+    source = f"{PREFIX}_MASTER_KEYS_FILE"
+    if file is None:
+        file = source = config["INSTANCE_PATH"] / MASTER_KEY_FILE
+        _make_key_file(file)
+    try:
+        lines = Path(file).read_text("ascii").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StartError(f"{source} can't be read: {type(error).__name__}") from None
+    return _parse_keys(str(source), [line for line in lines if line.strip()])
+
+
+def _parse_keys(source: str, texts: list[str]) -> KeyRing:
+    try:
+        return KeyRing([base64.b64decode(text.strip(), validate=True) for text in texts])
+    except binascii.Error:
+        raise StartError(f"{source} has a key that is not base64") from None
+    except ValueError as error:
+        raise StartError(f"{source} {error}") from None
+
+
+def _make_key_file(path: Path) -> None:
+    """Make a key file of mode 0600, whole or not at all, and never over another: two processes may try at once."""
+    if path.exists():
+        return
+    draft = path.with_suffix(f".{os.getpid()}")
+    write_private(draft, base64.b64encode(new_master_key()).decode() + "\n")
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        pass
+    finally:
+        draft.unlink()
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner may read, and wait until it is on the disk."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def table() -> str:
+    """Write the settings as README's table."""
+    rows = ["| variable | default | unit, bounds | what for |", "|---|---|---|---|"]
+    for setting in SETTINGS:
+        default = "-" if setting.default is None else f"`{setting.default}`"
+        bounds = "" if setting.bounds is None else f", {setting.bounds[0]:,} to {setting.bounds[1]:,}"
+        rows.append(f"| `{setting.variable}` | {default} | {setting.unit}{bounds} | {setting.why} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    print(table())  # noqa: T201

@@ -1,0 +1,190 @@
+"""The life of a secret: two documents, and each step one conditional update, won by whoever's matches.
+
+A `Secret` is small and hot, its `Envelope` large and fixed. ``locked`` and ``expired`` are derived, never
+written, so that they hold to the second whenever MongoDB's reaper runs.
+"""
+
+from __future__ import annotations
+
+import secrets
+from datetime import datetime, timedelta
+from typing import Annotated, Any, Literal
+
+from beanie import Document, Indexed
+from pymongo.errors import PyMongoError
+from quart import current_app
+
+from .errors import AlreadyEndedError, DatabaseUnavailableError, ReceiptNotFoundError, SecretNotFoundError
+from .schemas import State
+
+MAX_ATTEMPTS = 10
+# A claim whose answer was cut off is asked for again, this often.
+CLAIM_TRIES = 3
+
+
+class Envelope(Document):
+    """A sealed secret. An Envelope without its Secret is reaped by its TTL."""
+
+    id: str  # hex lookup id
+    sealed: bytes  # see crypto.seal
+    key_id: str  # of the master key, 16 hex digits
+    expires_at: Annotated[datetime, Indexed(expireAfterSeconds=0)]  # UTC
+
+    class Settings:
+        """Beanie's."""
+
+        name = "envelopes"
+
+
+class Secret(Document):
+    """What may still happen to a secret. Its text is elsewhere, sealed in an Envelope."""
+
+    id: str  # hex lookup id, see crypto.lookup_id
+    receipt_id: Annotated[str, Indexed(unique=True)]  # hex, see crypto.receipt_id
+    state: Literal["pending", "read", "burned"] = "pending"
+    attempts_left: int = MAX_ATTEMPTS
+    attempted_at: datetime | None = None  # UTC, when the last attempt was taken
+    claim: str | None = None  # random, whose reading it was
+    created_at: datetime
+    expires_at: datetime
+    ended_at: datetime | None = None
+    purge_at: Annotated[datetime, Indexed(expireAfterSeconds=0)]
+
+    class Settings:
+        """Beanie's."""
+
+        name = "secrets"
+
+    def state_at(self, now: datetime) -> State:
+        """Say how the secret stands. Locked stays locked past its ttl."""
+        if self.state != "pending":
+            return self.state
+        if self.attempts_left == 0:
+            return "locked"
+        return "expired" if self.expires_at <= now else "pending"
+
+    def ended_at_by(self, now: datetime) -> datetime | None:
+        """Say when the secret ended, None while it is pending."""
+        ends = {"locked": self.attempted_at, "expired": self.expires_at}
+        return ends.get(self.state_at(now), self.ended_at)
+
+
+async def create(lookup_id: str, receipt_id: str, sealed: bytes, key_id: str, now: datetime, ttl: int) -> Secret:
+    """Keep a sealed secret for ttl seconds from now, and its receipt for as long again."""
+    expires_at = now + timedelta(seconds=ttl)
+    secret = Secret(
+        id=lookup_id,
+        receipt_id=receipt_id,
+        created_at=now,
+        expires_at=expires_at,
+        purge_at=now + timedelta(seconds=2 * ttl),
+    )
+    await Envelope(id=lookup_id, sealed=sealed, key_id=key_id, expires_at=expires_at).insert()
+    await secret.insert()
+    return secret
+
+
+async def fetch_envelope(lookup_id: str) -> bytes:
+    """Give the sealed secret; SecretNotFoundError if there is none."""
+    envelope = await Envelope.get(lookup_id)
+    if envelope is None:
+        raise SecretNotFoundError
+    return envelope.sealed
+
+
+async def fetch_waiting(lookup_id: str, now: datetime) -> Secret:
+    """Give a secret that can still be read; SecretNotFoundError if there is none."""
+    secret = await Secret.get(lookup_id)
+    if secret is None or secret.state_at(now) != "pending":
+        raise SecretNotFoundError
+    return secret
+
+
+async def fetch_receipt(receipt_id: str) -> Secret:
+    """Give a secret by its receipt, however it stands; ReceiptNotFoundError if there is none."""
+    secret = await Secret.find_one({"receipt_id": receipt_id})
+    if secret is None:
+        raise ReceiptNotFoundError
+    return secret
+
+
+def _readable(lookup_id: str, now: datetime) -> dict[str, Any]:
+    return {"_id": lookup_id, "state": "pending", "expires_at": {"$gt": now}, "attempts_left": {"$gt": 0}}
+
+
+async def _step(condition: dict[str, Any], update: dict[str, Any]) -> bool:
+    """Take a step of a secret's life if it still stands as the condition says; say whether it did."""
+    result = await Secret.get_motor_collection().update_one(condition, update)
+    return result.matched_count == 1
+
+
+async def reserve_attempt(lookup_id: str, now: datetime) -> None:
+    """Take an attempt before it is made; SecretNotFoundError if there is none to take."""
+    taken = {"$inc": {"attempts_left": -1}, "$set": {"attempted_at": now}}
+    if not await _step(_readable(lookup_id, now), taken):
+        raise SecretNotFoundError
+
+
+async def count_failure(lookup_id: str) -> int:
+    """Give the attempts left after a wrong one, and delete the envelope with the last."""
+    secret = await Secret.get(lookup_id)
+    attempts_left = secret.attempts_left if secret else 0
+    if attempts_left == 0:
+        await _delete_envelope(lookup_id)
+    return attempts_left
+
+
+async def claim(lookup_id: str, now: datetime) -> None:
+    """Make the caller the one reader; SecretNotFoundError if another was faster.
+
+    The claim carries an id of its own. If the connection breaks before the answer, the second condition
+    finds out whether the claim had been made, and waits until a majority has it, so that a lost reply does
+    not lose the secret with it. One update each: a condition with ``$or`` makes SecantusDB scan.
+
+    Raises:
+        DatabaseUnavailableError: The database was gone for longer than the tries took.
+
+    """
+    mine = secrets.token_hex(16)
+    taken = {"$set": {"state": "read", "ended_at": now, "claim": mine}}
+    in_doubt = False
+    for _ in range(CLAIM_TRIES):
+        try:
+            won = await _step({"_id": lookup_id, "state": "pending"}, taken)
+            if not won and in_doubt:
+                won = await _step({"_id": lookup_id, "claim": mine}, taken)
+        except PyMongoError:
+            in_doubt = True
+            continue
+        if not won:
+            raise SecretNotFoundError
+        await _delete_envelope(lookup_id)
+        return
+    raise DatabaseUnavailableError
+
+
+async def burn(receipt_id: str, now: datetime) -> Secret:
+    """End a secret unread, and give it as it then stands. Burning it again changes nothing.
+
+    Raises:
+        ReceiptNotFoundError: There is no such receipt.
+        AlreadyEndedError: It ended in another way.
+
+    """
+    secret = await fetch_receipt(receipt_id)
+    if await _step(_readable(secret.id, now), {"$set": {"state": "burned", "ended_at": now}}):
+        secret.state, secret.ended_at = "burned", now
+    else:
+        secret = await fetch_receipt(receipt_id)
+    if secret.state != "burned":
+        raise AlreadyEndedError(secret.state_at(now))
+    await _delete_envelope(secret.id)
+    return secret
+
+
+async def _delete_envelope(lookup_id: str) -> None:
+    """Delete what nobody may read any more. If that fails, its TTL does it: no answer waits for it to work."""
+    try:
+        await Envelope.get_motor_collection().delete_one({"_id": lookup_id})
+    except PyMongoError as error:
+        current_app.logger.warning("an envelope is left to its TTL: %s", type(error).__name__)

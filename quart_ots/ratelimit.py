@@ -1,0 +1,109 @@
+"""Who a client is, and its budget of requests.
+
+quart-rate-limiter counts (GCRA, see its documentation); here stands what it counts by. Its defaults take the
+first X-Forwarded-For, which anyone can forge, count each endpoint apart, and never forget an address.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from ipaddress import AddressValueError, IPv6Address, IPv6Network, ip_address
+
+from quart import Quart, current_app, request
+from quart_rate_limiter import RateLimit, RateLimiter
+from quart_rate_limiter.store import RateLimiterStoreABC
+
+PERIOD = timedelta(minutes=1)
+# A budget in use takes some 300 bytes, so all of them some 30 MB.
+MAX_CLIENTS = 100_000
+# What an IPv6 customer is given at the least (RFC 6177, section 2), and so can choose addresses from.
+IPV6_PREFIX = 64
+
+
+def init_app(app: Quart, limited: str) -> None:
+    """Give each client one budget over the whole blueprint named, and none to spend elsewhere."""
+
+    async def elsewhere() -> bool:
+        return request.blueprint != limited
+
+    # Not limit_blueprint: that marks the blueprint object, which all apps of the process share.
+    limits = [RateLimit(app.config["RATE_LIMIT"], PERIOD)]
+    RateLimiter(app, key_function=_client, store=BoundedStore(), default_limits=limits, skip_function=elsewhere)
+
+
+async def _client() -> str:
+    peer = (request.scope.get("client") or ("local",))[0]
+    return budget_of(peer, request.headers.getlist("X-Forwarded-For"), current_app.config["TRUSTED_PROXIES"])
+
+
+def budget_of(peer: str, forwarded_for: Sequence[str], trusted_proxies: int) -> str:
+    """Name the budget that a request is counted on.
+
+    Args:
+        peer: The address that the connection comes from.
+        forwarded_for: The X-Forwarded-For headers. Each proxy adds on the right whom it spoke to, so only as many
+            entries from the right as there are trusted proxies can be believed.
+        trusted_proxies: That number.
+
+    Returns:
+        An IPv4 address or an IPv6 network. The peer's where the headers have too few entries or no address there.
+
+    """
+    entries = ",".join(forwarded_for).split(",")
+    if 0 < trusted_proxies <= len(entries):
+        return _network(entries[-trusted_proxies].strip()) or _network(peer) or peer
+    return _network(peer) or peer
+
+
+def _network(text: str) -> str | None:
+    """Give the IPv4 address or IPv6 /64 in a text such as 192.0.2.1, 192.0.2.1:80 or [2001:db8::1]:80, or None."""
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        address = ip_address(text)
+    except (AddressValueError, ValueError):
+        return None
+    if not isinstance(address, IPv6Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(IPv6Network((int(address), IPV6_PREFIX), strict=False))
+
+
+class BoundedStore(RateLimiterStoreABC):
+    """Remembers when each budget will be whole again, and forgets it then.
+
+    With more than MAX_CLIENTS budgets in use, the one unused for longest is forgotten: whoever commands that many
+    networks has as many budgets anyway.
+    """
+
+    def __init__(self) -> None:
+        self._whole_at: OrderedDict[str, datetime] = OrderedDict()
+
+    async def get(self, key: str, default: datetime) -> datetime:
+        """Give when the key's budget will be whole again."""
+        return self._whole_at.get(self._budget(key), default)
+
+    async def set(self, key: str, tat: datetime) -> None:
+        """Note when the key's budget will be whole again."""
+        budget = self._budget(key)
+        self._whole_at[budget] = tat
+        self._whole_at.move_to_end(budget)
+        now = datetime.now(UTC)
+        while len(self._whole_at) > MAX_CLIENTS or next(iter(self._whole_at.values())) <= now:
+            self._whole_at.popitem(last=False)
+
+    @staticmethod
+    def _budget(key: str) -> str:
+        """Drop the endpoint from quart-rate-limiter's key, app-endpoint-limit-client: endpoints share one budget."""
+        return key.rpartition("-")[2]
+
+    async def before_serving(self) -> None:
+        """Nothing to set up."""
+
+    async def after_serving(self) -> None:
+        """Nothing to clean up."""

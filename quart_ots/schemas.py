@@ -1,0 +1,257 @@
+"""What clients send and get: bodies, their bounds, and a JSON parser that lets nothing ambiguous through."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Annotated, Any, Literal, NoReturn
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, SecretStr, WithJsonSchema
+from quart import Request
+
+from .errors import MalformedBodyError, UnsupportedMediaTypeError
+
+MAX_SECRET_BYTES = 64 * 1024
+MAX_PASSPHRASE_BYTES = 1024
+# JSON's worst case is six bytes for one, as in \u0000; what is left over is for names and white space.
+MAX_BODY_BYTES = 6 * (MAX_SECRET_BYTES + MAX_PASSPHRASE_BYTES) + 4096
+MIN_TTL = 60
+DEFAULT_TTL = 604_800  # 7 days
+MAX_TTL = 2_592_000  # 30 days
+
+
+class StrictRequest(Request):
+    """A request whose JSON is read as RFC 7493 (I-JSON) asks: UTF-8, each name once, no NaN, no BOM."""
+
+    async def get_json(self, force: bool = False, silent: bool = False, cache: bool = True) -> Any:
+        """Parse the body. The arguments are Quart's and have no effect.
+
+        Raises:
+            UnsupportedMediaTypeError: Anything but plain application/json in UTF-8 was announced.
+            RequestEntityTooLarge: The body is over MAX_CONTENT_LENGTH.
+            MalformedBodyError: It is not JSON, or ambiguous.
+
+        """
+        charset = self.mimetype_params.get("charset", "utf-8").lower()
+        if self.mimetype != "application/json" or charset != "utf-8" or "Content-Encoding" in self.headers:
+            raise UnsupportedMediaTypeError
+        body = await self.get_data(cache=False, as_text=False, parse_form_data=False)
+        return parse_json(body)
+
+
+def parse_json(body: bytes) -> Any:
+    """Parse JSON strictly, or raise MalformedBodyError, which never quotes the body."""
+    try:
+        text = body.decode()
+    except UnicodeDecodeError:
+        raise MalformedBodyError("The body is not UTF-8.") from None
+    if text.startswith("\ufeff"):
+        raise MalformedBodyError("The body starts with a byte order mark.")
+    try:
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except RecursionError:
+        raise MalformedBodyError("The body is nested too deep.") from None
+    except ValueError:
+        # Also raised for a number of more digits than Python converts.
+        raise MalformedBodyError("The body is not JSON.") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build an object, unless it has a name twice: parsers differ in which of the two they take."""
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise MalformedBodyError("The body has a name twice in one object.")
+    return members
+
+
+def _no_constant(_: str) -> NoReturn:
+    raise MalformedBodyError("The body has NaN or Infinity, which JSON lacks.")
+
+
+def _at_most(limit: int) -> AfterValidator:
+    """Bound a text by its UTF-8 bytes, 1 to limit; pydantic counts characters."""
+
+    def check(value: SecretStr) -> SecretStr:
+        if not 1 <= len(value.get_secret_value().encode()) <= limit:
+            raise ValueError(f"must be 1 to {limit:,} bytes long in UTF-8")
+        return value
+
+    return AfterValidator(check)
+
+
+def _within(low: int, high: int) -> AfterValidator:
+    """Bound a number, both ends included."""
+
+    def check(value: int) -> int:
+        if not low <= value <= high:
+            raise ValueError(f"must be {low:,} to {high:,}")
+        return value
+
+    return AfterValidator(check)
+
+
+def rfc3339(time: datetime) -> str:
+    """Write a UTC time as RFC 3339 has it, to the millisecond, ending in Z."""
+    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _text(limit: int, **schema: Any) -> WithJsonSchema:
+    """Describe a text by its characters, all that JSON Schema can count; the bytes are in its description."""
+    return WithJsonSchema({"type": "string", "minLength": 1, "maxLength": limit, **schema})
+
+
+Passphrase = Annotated[
+    SecretStr,
+    _at_most(MAX_PASSPHRASE_BYTES),
+    _text(
+        MAX_PASSPHRASE_BYTES,
+        description="1 to 1,024 bytes of UTF-8. Compared after Unicode NFC.",
+        examples=["correct horse battery staple"],
+    ),
+]
+Plaintext = Annotated[
+    SecretStr,
+    _at_most(MAX_SECRET_BYTES),
+    _text(
+        MAX_SECRET_BYTES,
+        description="1 to 65,536 bytes of UTF-8, given back to the byte.",
+        examples=["The treasure is under the third palm."],
+    ),
+]
+Ttl = Annotated[
+    int,
+    _within(MIN_TTL, MAX_TTL),
+    WithJsonSchema(
+        {
+            "type": "integer",
+            "minimum": MIN_TTL,
+            "maximum": MAX_TTL,
+            "default": DEFAULT_TTL,
+            "description": "Seconds until the secret expires, if nobody reads it.",
+            "examples": [3600],
+        }
+    ),
+]
+Time = Annotated[
+    datetime,
+    PlainSerializer(rfc3339, return_type=str),
+    WithJsonSchema({"type": "string", "format": "date-time", "examples": ["2027-01-31T12:00:00.000Z"]}),
+]
+Key = Annotated[str, Field(pattern="^[A-Za-z0-9]{43}$")]
+AttemptsLeft = Annotated[int, Field(ge=0, le=10)]
+State = Literal["pending", "read", "burned", "locked", "expired"]
+
+
+class _Body(BaseModel):
+    """A request body: no field converted, none unknown."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
+
+
+class GenerateRequest(_Body):
+    """A secret to keep, and the passphrase that will open it."""
+
+    secret: Plaintext
+    passphrase: Passphrase
+    ttl: Ttl = DEFAULT_TTL
+
+
+class ReadRequest(_Body):
+    """The passphrase that the secret was created with."""
+
+    passphrase: Passphrase
+
+
+class GenerateResponse(BaseModel):
+    """The secret is kept. Its keys are shown this once: the service does not keep them."""
+
+    secret_key: Key = Field(description="For the reader: POST /secrets/{secret_key}.")
+    receipt_key: Key = Field(description="For the creator: see what became of the secret, or burn it.")
+    expires_at: Time
+
+
+class ReadResponse(BaseModel):
+    """The secret. It is gone from the service."""
+
+    secret: str
+
+
+class WaitingResponse(BaseModel):
+    """The secret waits to be read."""
+
+    expires_at: Time
+    attempts_left: AttemptsLeft
+
+
+class ReceiptResponse(BaseModel):
+    """What became of a secret."""
+
+    state: State
+    created_at: Time
+    expires_at: Time
+    ended_at: Time | None = Field(description="Null while the secret is pending.")
+    attempts_left: AttemptsLeft
+
+
+class HealthResponse(BaseModel):
+    """The service is well."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Problem(BaseModel):
+    """An error (RFC 9457)."""
+
+    type: str = Field(examples=["urn:quart-ots:problem:not-found"])
+    title: str
+    status: int
+    detail: str
+
+
+class Fault(BaseModel):
+    """What is wrong with one field."""
+
+    field: str | None = Field(description="Null for the body itself, or a field that the operation does not know.")
+    reason: str
+
+
+class InvalidBodyProblem(Problem):
+    """The body is not JSON, or does not fit; in the latter case `errors` says where."""
+
+    errors: list[Fault] = Field(default=[])
+
+
+class WrongPassphraseProblem(Problem):
+    """The passphrase is wrong, and an attempt was taken."""
+
+    attempts_left: AttemptsLeft
+
+
+class NotFoundProblem(Problem):
+    """Nothing is there, or not any more."""
+
+
+class AlreadyEndedProblem(Problem):
+    """The secret has ended in another way."""
+
+    state: State
+
+
+class TimeoutProblem(Problem):
+    """The body did not arrive in time."""
+
+
+class TooLargeProblem(Problem):
+    """The body is larger than any valid one."""
+
+
+class MediaTypeProblem(Problem):
+    """The body's content type, charset or content coding is not taken."""
+
+
+class TooManyRequestsProblem(Problem):
+    """The client's budget is spent. Retry-After says when to come back."""
+
+
+class UnavailableProblem(Problem):
+    """It can't be done now. Retry-After says when to come back."""
