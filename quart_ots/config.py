@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quart import Config, Quart
+from quart import Quart
 
-from .crypto import KeyRing, new_master_key
+from .crypto import COSTS, KeyRing, new_master_key
 
 PREFIX = "QUART_OTS"
 MASTER_KEY_FILE = "master.key"
@@ -100,7 +100,7 @@ SETTINGS = (
         "log2 of rounds",
         "What a guess at a passphrase costs: 10 takes about 65 ms of one core, each step doubles it. "
         "It can be changed at any time; secrets keep the cost they were sealed with.",
-        (4, 16),
+        COSTS,
     ),
     Setting(
         "KDF_THREADS",
@@ -155,7 +155,7 @@ def load(app: Quart, overrides: Mapping[str, Any]) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise StartError(f"{PREFIX}_INSTANCE_PATH: {error.strerror}: {folder}") from None
-    _load_file(app.config, folder / "config.py")
+    _load_file(app, folder / "config.py")
     app.config.from_mapping(overrides)
     app.config["INSTANCE_PATH"] = folder
 
@@ -166,9 +166,9 @@ def load(app: Quart, overrides: Mapping[str, Any]) -> None:
         app.config[setting.name] = setting.check(app.config[setting.name])
 
 
-def _load_file(config: Config, path: Path) -> None:
+def _load_file(app: Quart, path: Path) -> None:
     try:
-        config.from_pyfile(path, silent=True)
+        app.config.from_pyfile(path, silent=True)
     except Exception as error:  # whatever the operator's own Python raises
         raise StartError(f"{path} can't be read: {type(error).__name__}") from None
 

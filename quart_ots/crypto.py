@@ -38,13 +38,16 @@ NONCE_BYTES = 12  # NIST SP 800-38D, section 8.2: 96 bits
 TAG_BYTES = 16
 # PKCS7 counts in one byte, so 255 is the largest block: it hides a length to within 255 bytes.
 BLOCK_BYTES = 255
-KEY_LENGTH = 43  # 43 × log2(62) = 256 bits
+KEY_LENGTH = 43  # 43 * log2(62) = 256 bits
 KEY_ALPHABET = string.ascii_letters + string.digits
+
+# log2 of bcrypt's rounds. More than 16, 4 s, is refused: a salt changed in the database to 31 would take two days.
+COSTS = (4, 16)
 
 _HEAD = struct.Struct(f"1s {KEY_ID_BYTES}s {SALT_BYTES}s {NONCE_BYTES}s")
 _KEY = re.compile(rf"[A-Za-z0-9]{{{KEY_LENGTH}}}")
 # 16 bytes in bcrypt's base64 leave four bits over, which bcrypt wants to be zero: hence the last character.
-_SALT = re.compile(rb"\$2b\$(0[4-9]|[12][0-9]|3[01])\$[./A-Za-z0-9]{21}[.Oeu]")
+_SALT = re.compile(rb"\$2b\$(0[4-9]|1[0-6])\$[./A-Za-z0-9]{21}[.Oeu]")
 
 
 class EnvelopeError(Exception):
@@ -185,7 +188,7 @@ def seal(ring: KeyRing, secret_key: str, passphrase: str, secret: str, cost: int
         secret_key: 43 characters of ``[A-Za-z0-9]``, drawn for this secret.
         passphrase: Text without lone surrogates.
         secret: Text without lone surrogates, any length.
-        cost: log2 of bcrypt's rounds, 4 to 31.
+        cost: log2 of bcrypt's rounds, within COSTS.
 
     Returns:
         The envelope, 66 bytes and the secret's UTF-8 padded to the next multiple of 255.
@@ -213,7 +216,8 @@ def parse(sealed: bytes, ring: KeyRing) -> Envelope:
     """
     if len(sealed) < _HEAD.size:
         raise DamagedEnvelopeError("?")
-    envelope = Envelope(*_HEAD.unpack_from(sealed), sealed[_HEAD.size :])
+    version, key_id_, salt, nonce = _HEAD.unpack_from(sealed)
+    envelope = Envelope(version, key_id_, salt, nonce, sealed[_HEAD.size :])
     blocks, rest = divmod(len(envelope.ciphertext) - TAG_BYTES, BLOCK_BYTES)
     if envelope.version != VERSION or blocks < 1 or rest or not _SALT.fullmatch(envelope.salt):
         raise DamagedEnvelopeError(envelope.key_id.hex())

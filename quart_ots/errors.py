@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from pydantic import ValidationError
 from quart import Quart, Response, current_app
@@ -40,7 +40,7 @@ class ApiError(Exception):
     name: str  # the last part of the problem's type
     title: str  # the same for every occurrence
     detail: str
-    headers: Mapping[str, str] = {}
+    headers: ClassVar[Mapping[str, str]] = {}
 
     def members(self) -> dict[str, Any]:
         """Give what this kind of problem says beyond the members of RFC 9457."""
@@ -73,6 +73,7 @@ class InvalidBodyError(ApiError):
         self._errors = errors
 
     def members(self) -> dict[str, Any]:
+        """Give the faults."""
         return {"errors": [{"field": field, "reason": reason} for field, reason in self._errors]}
 
 
@@ -92,6 +93,7 @@ class WrongPassphraseError(ApiError):
         self.attempts_left = attempts_left
 
     def members(self) -> dict[str, Any]:
+        """Give the attempts left."""
         return {"attempts_left": self.attempts_left}
 
 
@@ -125,6 +127,7 @@ class AlreadyEndedError(ApiError):
         self.state = state
 
     def members(self) -> dict[str, Any]:
+        """Give the state it ended in."""
         return {"state": self.state}
 
 
@@ -139,7 +142,7 @@ class UnavailableError(ApiError):
     """It can't be done now; later it may."""
 
     status = 503
-    headers = {"Retry-After": "2"}
+    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "2"}  # seconds
 
 
 class BusyError(UnavailableError):
@@ -189,7 +192,7 @@ def problem(
 ) -> Response:
     """Build an answer of RFC 9457: type, title, status, detail, and the members of its own kind."""
     body = {"type": f"urn:quart-ots:problem:{name}", "title": title, "status": status, "detail": detail, **members}
-    return Response(json.dumps(body), status, headers, content_type="application/problem+json")
+    return Response(json.dumps(body), status, dict(headers), content_type="application/problem+json")
 
 
 async def answer_api_error(error: ApiError) -> Response:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 from hypercorn.logging import AccessLogAtoms
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
@@ -68,14 +68,14 @@ def init_app(app: Quart) -> None:
     async def asgi_app(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         if scope["type"] == "lifespan":
             return await inner(scope, receive, send)
-        shown: dict[str, Any] = scope  # type: ignore[assignment]  # a TypedDict takes no other names
+        shown = cast(dict[str, Any], scope)
         private: Any = {**shown, SERVER_SCOPE: shown}
         shown.update(path=UNKNOWN, raw_path=UNKNOWN.encode(), query_string=b"", headers=[])
         await inner(private, receive, send)
 
     async def show_route(response: Any) -> Any:
         if request.url_rule is not None:
-            request.scope[SERVER_SCOPE]["path"] = request.url_rule.rule  # type: ignore[typeddict-item]
+            cast(dict[str, Any], request.scope)[SERVER_SCOPE]["path"] = request.url_rule.rule
         return response
 
     app.asgi_app = asgi_app  # type: ignore[method-assign]

@@ -25,7 +25,7 @@ CLAIM_TRIES = 3
 class Envelope(Document):
     """A sealed secret. An Envelope without its Secret is reaped by its TTL."""
 
-    id: str  # hex lookup id
+    id: str  # type: ignore[assignment]  # hex lookup id; Beanie expects an ObjectId, but takes any
     sealed: bytes  # see crypto.seal
     key_id: str  # of the master key, 16 hex digits
     expires_at: Annotated[datetime, Indexed(expireAfterSeconds=0)]  # UTC
@@ -39,7 +39,7 @@ class Envelope(Document):
 class Secret(Document):
     """What may still happen to a secret. Its text is elsewhere, sealed in an Envelope."""
 
-    id: str  # hex lookup id, see crypto.lookup_id
+    id: str  # type: ignore[assignment]  # hex lookup id, see crypto.lookup_id
     receipt_id: Annotated[str, Indexed(unique=True)]  # hex, see crypto.receipt_id
     state: Literal["pending", "read", "burned"] = "pending"
     attempts_left: int = MAX_ATTEMPTS

@@ -94,8 +94,11 @@ class BoundedStore(RateLimiterStoreABC):
         self._whole_at[budget] = tat
         self._whole_at.move_to_end(budget)
         now = datetime.now(UTC)
-        while len(self._whole_at) > MAX_CLIENTS or next(iter(self._whole_at.values())) <= now:
-            self._whole_at.popitem(last=False)
+        while self._whole_at:
+            unused, whole_at = next(iter(self._whole_at.items()))
+            if whole_at > now and len(self._whole_at) <= MAX_CLIENTS:
+                break
+            del self._whole_at[unused]
 
     @staticmethod
     def _budget(key: str) -> str:

@@ -1,0 +1,1 @@
+"""Tests of quart_ots. Each says in a sentence what it promises."""

@@ -1,0 +1,136 @@
+"""Fixtures: an app on a database in memory, and services with a real one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mongomock_motor import AsyncMongoMockClient
+from quart import Quart, Response
+from quart.typing import TestClientProtocol as Client
+
+from quart_ots import create_app, db
+from tests.service import PHRASE, Mongo, Service, running
+
+SECRET = "the treasure is under the third palm"
+
+
+class Clock:
+    """A clock that stands still until it is told otherwise."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2100, 1, 31, 12, tzinfo=UTC)  # mongomock reaps by the real time
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def forward(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now += timedelta(seconds=seconds)
+
+
+class MemoryClient(AsyncMongoMockClient):  # type: ignore[type-arg]  # poses as Motor's at run time
+    """mongomock-motor's client, with a call that it lacks."""
+
+    def get_default_database(self, name: str) -> Any:  # type: ignore[override]
+        """Give the database in memory."""
+        return self[name]
+
+
+@dataclass
+class Created:
+    """What the creator of a secret knows."""
+
+    secret_key: str
+    receipt_key: str
+    expires_at: str
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no variable of the developer's own shell reach a test."""
+    import os
+
+    for name in os.environ:
+        if name.startswith("QUART_OTS_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """The app's clock."""
+    return Clock()
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> dict[str, Any]:
+    """What the app is called with. Tests may change it before they ask for the app."""
+    return {
+        "INSTANCE_PATH": str(tmp_path / "instance"),
+        "MONGODB_URL": "mongodb://unit.test/quart_ots",
+        "BCRYPT_COST": 4,
+        "RATE_LIMIT": 1_000_000,
+        "TESTING": True,
+    }
+
+
+@pytest.fixture
+async def app(settings: dict[str, Any], clock: Clock, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Quart]:
+    """An app that serves, on a database in memory."""
+    monkeypatch.setattr(db, "AsyncIOMotorClient", MemoryClient)
+    app = create_app(settings, clock)
+    async with app.test_app():
+        yield app
+
+
+@pytest.fixture
+def client(app: Quart) -> Client:
+    """A client of that app."""
+    return app.test_client()
+
+
+@pytest.fixture
+async def created(client: Client) -> Created:
+    """A secret that waits."""
+    answer = await post(client, "/generate", {"secret": SECRET, "passphrase": PHRASE, "ttl": 3600})
+    assert answer.status_code == 201
+    return Created(**await answer.get_json())
+
+
+async def post(client: Client, path: str, body: Any, **headers: str) -> Response:
+    """Post JSON, or bytes as they are."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return await client.post(path, data=data, headers={"Content-Type": "application/json", **headers})
+
+
+async def read(client: Client, secret_key: str, phrase: str = PHRASE) -> Response:
+    """Try to read a secret."""
+    return await post(client, f"/secrets/{secret_key}", {"passphrase": phrase})
+
+
+async def receipt(client: Client, created: Created) -> dict[str, Any]:
+    """Look at a receipt."""
+    answer = await client.get(f"/receipts/{created.receipt_key}")
+    assert answer.status_code == 200
+    body: dict[str, Any] = await answer.get_json()
+    return body
+
+
+@pytest.fixture(scope="session")
+def mongo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongo]:
+    """A database server that services share."""
+    mongo = Mongo(tmp_path_factory.mktemp("mongo"))
+    yield mongo
+    mongo.kill()
+
+
+@pytest.fixture(scope="session")
+def service(mongo: Mongo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service process on that database."""
+    with running(tmp_path_factory.mktemp("service"), {"MONGODB_URL": mongo.url}) as service:
+        yield service

@@ -1,0 +1,175 @@
+"""Runs the service and its database as processes of their own, as an operator would."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+PHRASE = "correct horse battery staple"
+
+
+def free_port() -> int:
+    """Find a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Service:
+    """One service process. Notes all secrets, passphrases and keys that went through it, for its log's sake.
+
+    Args:
+        folder: Where its instance folder and its log are.
+        settings: Without the prefix.
+        command: The server's; {port} stands for the port.
+
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, str], *command: str) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = folder / f"service-{self.port}.log"
+        self.sent: set[str] = {PHRASE}
+        self._command = [part.format(port=self.port) for part in command or HYPERCORN]
+        defaults = {"INSTANCE_PATH": str(folder / "instance"), "BCRYPT_COST": "4", "RATE_LIMIT": "1000000"}
+        environment = {f"QUART_OTS_{name}": value for name, value in {**defaults, **settings}.items()}
+        self._environment = {**os.environ, **environment}
+        self.folder = folder
+        self.process = self.start()
+
+    def start(self, wait: bool = True) -> subprocess.Popen[bytes]:
+        """Start it, and wait until it is ready."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self._command, cwd=self.folder, env=self._environment, stdout=log, stderr=subprocess.STDOUT
+            )
+        if wait:
+            self.wait_until_ready()
+        return self.process
+
+    def wait_until_ready(self, seconds: float = 60) -> None:
+        """Wait until /health/ready says so."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{self.url}/health/ready", timeout=10).status_code == 200:
+                    return
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.05)
+        raise AssertionError(f"not ready within {seconds} s: {self.log.read_text()}")
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        """End it as an operator would, and give its exit status."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        return self.process.wait(30)
+
+    def generate(self, secret: str = "the secret", phrase: str = PHRASE, **body: Any) -> dict[str, str]:
+        """Create a secret, and give the answer's body."""
+        answer = httpx.post(f"{self.url}/generate", json={"secret": secret, "passphrase": phrase, **body}, timeout=30)
+        assert answer.status_code == 201, answer.text
+        created: dict[str, str] = answer.json()
+        self.sent |= {secret, phrase, created["secret_key"], created["receipt_key"]}
+        return created
+
+    def read(self, secret_key: str, phrase: str = PHRASE) -> httpx.Response:
+        """Try to read a secret."""
+        self.sent |= {secret_key, phrase}
+        return httpx.post(f"{self.url}/secrets/{secret_key}", json={"passphrase": phrase}, timeout=30)
+
+    def receipt(self, receipt_key: str) -> dict[str, Any]:
+        """Look at a receipt."""
+        receipt: dict[str, Any] = httpx.get(f"{self.url}/receipts/{receipt_key}", timeout=30).json()
+        return receipt
+
+    def leaks(self) -> list[str]:
+        """Find what was sent in what was logged."""
+        log = self.log.read_text(errors="replace")
+        return [text for text in self.sent if text in log]
+
+    def database_process(self) -> int:
+        """Find the embedded database's process id."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        for child in children:
+            with contextlib.suppress(OSError):
+                if b"secantusd" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    return int(child)
+        raise AssertionError("no embedded database runs")
+
+
+HYPERCORN = (
+    *(sys.executable, "-m", "hypercorn", "--workers", "0", "--bind", "127.0.0.1:{port}"),
+    *("--access-logfile", "-", "--access-logformat", '%(h)s "%(R)s" %(U)s %(s)s %(f)s %(a)s', "quart_ots:create_app()"),
+)
+
+
+@contextlib.contextmanager
+def running(folder: Path, settings: Mapping[str, str], *command: str) -> Iterator[Service]:
+    """Run a service for the time of a block; then check that its log holds nothing that was sent."""
+    service = Service(folder, settings, *command)
+    try:
+        yield service
+    finally:
+        service.stop()
+    assert service.leaks() == []
+
+
+class Mongo:
+    """A SecantusDB server of its own, for services that share a database by its URL."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.port = 0
+        self.process = self.start()
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return f"mongodb://127.0.0.1:{self.port}/quart_ots?directConnection=true"
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Start it, on the port it had before, and wait until it listens."""
+        command = [str(Path(sys.executable).with_name("secantusd-py")), "--port", str(self.port)]
+        log = self._folder / "mongo.log"
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(
+                [*command, "--storage-path", str(self._folder / "mongo"), "--sync-on-commit"], stderr=file
+            )
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            if match := re.search(r"listening on 127\.0\.0\.1:(\d+)", log.read_text()):
+                self.port = int(match[1])
+                return self.process
+            assert self.process.poll() is None, log.read_text()
+            time.sleep(0.05)
+        raise AssertionError("the database did not start")
+
+    def pause(self) -> None:
+        """Make it as slow as can be."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        self.process.send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """End it as a crash would: it takes no harm, see --sync-on-commit."""
+        self.process.kill()
+        self.process.wait()
