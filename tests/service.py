@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 
+ROOT = Path(__file__).parents[1]
 PHRASE = "correct horse battery staple"
 
 
@@ -34,10 +35,14 @@ class Service:
         folder: Where its instance folder and its log are.
         settings: Without the prefix.
         command: The server's; {port} stands for the port.
+        source: Where the package is.
+        wait: Whether to wait until it is ready.
 
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, str], *command: str) -> None:
+    def __init__(
+        self, folder: Path, settings: Mapping[str, str], *command: str, source: Path = ROOT, wait: bool = True
+    ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / f"service-{self.port}.log"
@@ -45,19 +50,28 @@ class Service:
         self._command = [part.format(port=self.port) for part in command or HYPERCORN]
         defaults = {"INSTANCE_PATH": str(folder / "instance"), "BCRYPT_COST": "4", "RATE_LIMIT": "1000000"}
         environment = {f"QUART_OTS_{name}": value for name, value in {**defaults, **settings}.items()}
-        self._environment = {**os.environ, **environment}
+        self.environment = {**os.environ, "PYTHONPATH": str(source), **environment}
         self.folder = folder
-        self.process = self.start()
+        self.process = self.start(wait)
 
     def start(self, wait: bool = True) -> subprocess.Popen[bytes]:
-        """Start it, and wait until it is ready."""
+        """Start it, and wait until it is ready unless told otherwise."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self._command, cwd=self.folder, env=self._environment, stdout=log, stderr=subprocess.STDOUT
+                self._command, cwd=self.folder, env=self.environment, stdout=log, stderr=subprocess.STDOUT
             )
         if wait:
             self.wait_until_ready()
         return self.process
+
+    def wait_until_up(self) -> int:
+        """Wait until it answers at all, and give the status of /health/ready."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with contextlib.suppress(httpx.ConnectError):
+                return httpx.get(f"{self.url}/health/ready", timeout=15).status_code
+            time.sleep(0.05)
+        raise AssertionError(f"not up: {self.log.read_text()}")
 
     def wait_until_ready(self, seconds: float = 60) -> None:
         """Wait until /health/ready says so."""
@@ -121,9 +135,9 @@ HYPERCORN = (
 
 
 @contextlib.contextmanager
-def running(folder: Path, settings: Mapping[str, str], *command: str) -> Iterator[Service]:
+def running(folder: Path, settings: Mapping[str, str], *command: str, **more: Any) -> Iterator[Service]:
     """Run a service for the time of a block; then check that its log holds nothing that was sent."""
-    service = Service(folder, settings, *command)
+    service = Service(folder, settings, *command, **more)
     try:
         yield service
     finally:
