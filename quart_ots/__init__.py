@@ -69,12 +69,14 @@ def create_app(overrides: Mapping[str, Any] | None = None, clock: Callable[[], d
     database = db.init_app(app, ring)
     app.after_serving(kdf.close)
     app.after_request(_harden)
+    app.after_websocket(_harden)  # type: ignore[type-var]  # only refusals: there are no websockets here
     logs.init_app(app)
     app.extensions[routes.EXTENSION] = routes.Parts(ring, kdf, app.config["BCRYPT_COST"], clock, database)
     return app
 
 
 async def _harden(response: Response) -> Response:
+    """Set what every answer carries."""
     response.headers.update(HEADERS)
     response.headers.setdefault("Content-Security-Policy", POLICY)
     return response

@@ -11,8 +11,9 @@ from quart import Blueprint, Quart, Response, send_from_directory
 from quart_schema import DataSource, Info, OpenAPIProvider, QuartSchema, Tag, hide
 from quart_schema.typing import Model
 from werkzeug.exceptions import NotFound
-from werkzeug.routing import Rule
+from werkzeug.routing import BaseConverter, Rule
 
+from .crypto import KEY_LENGTH
 from .schemas import Problem
 
 STATIC = Path(__file__).with_name("static")
@@ -49,6 +50,11 @@ class Provider(OpenAPIProvider):
                 }
                 operations["head"] = {**operations["head"], "responses": bare}
         return paths, components
+
+    def build_path_parameter(self, name: str, converter: BaseConverter) -> dict[str, Any]:
+        """Describe what a key looks like: the only parameters are keys."""
+        schema = {"type": "string", "pattern": f"^[A-Za-z0-9]{{{KEY_LENGTH}}}$"}
+        return {**super().build_path_parameter(name, converter), "schema": schema}
 
     def build_request_body(self, model: type[Model], source: DataSource) -> tuple[dict[str, Any], dict[str, Any]]:
         """Say that the body is required, and what it is."""

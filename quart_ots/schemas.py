@@ -202,7 +202,7 @@ class HealthResponse(BaseModel):
 class Problem(BaseModel):
     """An error (RFC 9457)."""
 
-    type: str = Field(examples=["urn:quart-ots:problem:not-found"])
+    type: str
     title: str
     status: int
     detail: str
@@ -218,40 +218,68 @@ class Fault(BaseModel):
 class InvalidBodyProblem(Problem):
     """The body is not JSON, or does not fit; in the latter case `errors` says where."""
 
+    type: Literal["urn:quart-ots:problem:invalid-body", "urn:quart-ots:problem:malformed-body"]
+    status: Literal[400]
     errors: list[Fault] = Field(default=[])
 
 
 class WrongPassphraseProblem(Problem):
     """The passphrase is wrong, and an attempt was taken."""
 
+    type: Literal["urn:quart-ots:problem:wrong-passphrase"]
+    status: Literal[403]
     attempts_left: AttemptsLeft
 
 
 class NotFoundProblem(Problem):
     """Nothing is there, or not any more."""
 
-
-class AlreadyEndedProblem(Problem):
-    """The secret has ended in another way."""
-
-    state: State
+    type: Literal["urn:quart-ots:problem:secret-not-found", "urn:quart-ots:problem:receipt-not-found"]
+    status: Literal[404]
 
 
 class TimeoutProblem(Problem):
     """The body did not arrive in time."""
 
+    type: Literal["urn:quart-ots:problem:request-timeout"]
+    status: Literal[408]
+
+
+class AlreadyEndedProblem(Problem):
+    """The secret has ended in another way."""
+
+    type: Literal["urn:quart-ots:problem:already-ended"]
+    status: Literal[409]
+    state: Literal["read", "locked", "expired"]
+
 
 class TooLargeProblem(Problem):
     """The body is larger than any valid one."""
+
+    type: Literal["urn:quart-ots:problem:body-too-large"]
+    status: Literal[413]
 
 
 class MediaTypeProblem(Problem):
     """The body's content type, charset or content coding is not taken."""
 
+    type: Literal["urn:quart-ots:problem:unsupported-media-type"]
+    status: Literal[415]
+
 
 class TooManyRequestsProblem(Problem):
     """The client's budget is spent. Retry-After says when to come back."""
 
+    type: Literal["urn:quart-ots:problem:too-many-requests"]
+    status: Literal[429]
+
 
 class UnavailableProblem(Problem):
     """It can't be done now. Retry-After says when to come back."""
+
+    type: Literal[
+        "urn:quart-ots:problem:database-unavailable",
+        "urn:quart-ots:problem:busy",
+        "urn:quart-ots:problem:unreadable-secret",
+    ]
+    status: Literal[503]

@@ -52,6 +52,10 @@ class Service:
         environment = {f"QUART_OTS_{name}": value for name, value in {**defaults, **settings}.items()}
         self.environment = {**os.environ, "PYTHONPATH": str(source), **environment}
         self.folder = folder
+        # Not kept alive: tests end services under their clients.
+        self.client = httpx.Client(
+            base_url=self.url, timeout=30, limits=httpx.Limits(max_connections=None, max_keepalive_connections=0)
+        )
         self.process = self.start(wait)
 
     def start(self, wait: bool = True) -> subprocess.Popen[bytes]:
@@ -69,7 +73,7 @@ class Service:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             with contextlib.suppress(httpx.ConnectError):
-                return httpx.get(f"{self.url}/health/ready", timeout=15).status_code
+                return self.client.get("/health/ready", timeout=15).status_code
             time.sleep(0.05)
         raise AssertionError(f"not up: {self.log.read_text()}")
 
@@ -78,7 +82,7 @@ class Service:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{self.url}/health/ready", timeout=10).status_code == 200:
+                if self.client.get("/health/ready", timeout=10).status_code == 200:
                     return
             assert self.process.poll() is None, self.log.read_text()
             time.sleep(0.05)
@@ -97,7 +101,7 @@ class Service:
 
     def generate(self, secret: str = "the secret", phrase: str = PHRASE, **body: Any) -> dict[str, str]:
         """Create a secret, and give the answer's body."""
-        answer = httpx.post(f"{self.url}/generate", json={"secret": secret, "passphrase": phrase, **body}, timeout=30)
+        answer = self.client.post("/generate", json={"secret": secret, "passphrase": phrase, **body})
         assert answer.status_code == 201, answer.text
         created: dict[str, str] = answer.json()
         self.sent |= {secret, phrase, created["secret_key"], created["receipt_key"]}
@@ -106,11 +110,11 @@ class Service:
     def read(self, secret_key: str, phrase: str = PHRASE) -> httpx.Response:
         """Try to read a secret."""
         self.sent |= {secret_key, phrase}
-        return httpx.post(f"{self.url}/secrets/{secret_key}", json={"passphrase": phrase}, timeout=30)
+        return self.client.post(f"/secrets/{secret_key}", json={"passphrase": phrase})
 
     def receipt(self, receipt_key: str) -> dict[str, Any]:
         """Look at a receipt."""
-        receipt: dict[str, Any] = httpx.get(f"{self.url}/receipts/{receipt_key}", timeout=30).json()
+        receipt: dict[str, Any] = self.client.get(f"/receipts/{receipt_key}").json()
         return receipt
 
     def leaks(self) -> list[str]:
@@ -141,6 +145,7 @@ def running(folder: Path, settings: Mapping[str, str], *command: str, **more: An
     try:
         yield service
     finally:
+        service.client.close()
         service.stop()
     assert service.leaks() == []
 

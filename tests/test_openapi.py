@@ -116,4 +116,9 @@ async def test_answers_fit_the_description(client: Client, created: Created) -> 
 
     for method, path, answer in cases:
         (content,) = paths[path][method]["responses"][str(answer.status_code)]["content"].values()
-        assert set(await answer.get_json(force=True)) == set(content["schema"]["properties"])
+        body = await answer.get_json(force=True)
+        properties = content["schema"]["properties"]
+        assert set(body) == set(properties)
+        for name, value in body.items():
+            allowed = properties[name].get("enum", [properties[name].get("const", value)])
+            assert value in allowed

@@ -53,7 +53,7 @@ async def spend(client: Client, number: int, **headers: str) -> list[int]:
 
 
 async def test_limit_is_exactly_600(client: Client, stopped: type[Standing]) -> None:
-    """600 requests over all routes of the blueprint pass at once, the 601st is a problem that says when to come back."""
+    """600 requests over the whole blueprint pass at once; the 601st is told when to come back."""
     assert set(await spend(client, 600)) == {404}
 
     answer = await post(client, "/generate", {})
