@@ -9,7 +9,7 @@ BIN = $(VENV)/bin
 all: check test ## What CI runs: lint, types, tests
 
 help: ## List the commands
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 run: $(VENV)/.run ## Run the service on http://127.0.0.1:8080 with the embedded database
 	$(BIN)/hypercorn --workers 0 --bind 127.0.0.1:8080 'quart_ots:create_app()'

@@ -33,8 +33,8 @@ class App(Quart):
         self,
         exception_info: tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None],
     ) -> None:
-        """Log an unexpected exception without path, message or values."""
-        logs.log_exception(self.logger, exception_info)
+        """Log an unexpected exception without its path and message; see logs.ExceptionFilter for the latter."""
+        self.logger.error("unexpected exception", exc_info=exception_info)
 
 
 def create_app(overrides: Mapping[str, Any] | None = None, clock: Callable[[], datetime] = routes.utc_now) -> Quart:

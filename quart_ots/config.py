@@ -60,7 +60,7 @@ class Setting:
             value = int(value)
         low, high = self.bounds
         if type(value) is not int or not low <= value <= high:
-            raise StartError(f"{self.variable} must be a whole number from {low:,} to {high:,}, not {value!r}")
+            raise StartError(f"{self.variable} must be a whole number from {low:,} to {high:,}")
         return value
 
 
@@ -203,7 +203,7 @@ def load_key_ring(config: Mapping[str, Any]) -> KeyRing:
 
 def _parse_keys(source: str, texts: list[str]) -> KeyRing:
     try:
-        return KeyRing([base64.b64decode(text.strip(), validate=True) for text in texts])
+        return KeyRing([base64.b64decode(text.strip().encode(), validate=True) for text in texts])
     except binascii.Error:
         raise StartError(f"{source} has a key that is not base64") from None
     except ValueError as error:

@@ -12,8 +12,8 @@ from urllib.parse import quote
 from beanie import init_beanie
 from beanie.exceptions import CollectionWasNotInitialized
 from motor.motor_asyncio import AsyncIOMotorClient
-from pymongo.errors import InvalidName, InvalidURI, OperationFailure, PyMongoError
-from pymongo.uri_parser import parse_uri
+from pymongo import MongoClient
+from pymongo.errors import OperationFailure, PyMongoError
 from quart import Quart, Response
 
 from .config import PREFIX, StartError, write_private
@@ -76,7 +76,8 @@ class Database:
             try:
                 url = await self._start_embedded(self._embedded)
             except EmbeddedError as error:
-                _let_exit_speak_for_itself()
+                # The process ends with this line; asyncio would add tracebacks of what it cancels.
+                asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
                 raise StartError(str(error)) from None
             self._logger.warning("embedded database: for local use by one process, not for real secrets under load")
         self._client = _client(url)
@@ -155,18 +156,6 @@ class Database:
         return f"mongodb://{NAME}:{password}@127.0.0.1:{embedded.port}/?authSource=admin&directConnection=true"
 
 
-def _let_exit_speak_for_itself() -> None:
-    """Keep asyncio from adding a traceback to the line that a SystemExit in a server's task prints."""
-    loop = asyncio.get_running_loop()
-    handler = loop.get_exception_handler() or (lambda loop, context: loop.default_exception_handler(context))
-
-    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        if not isinstance(context.get("exception"), SystemExit):
-            handler(loop, context)
-
-    loop.set_exception_handler(handle)
-
-
 def _client(url: str) -> AsyncIOMotorClient[dict[str, Any]]:
     return AsyncIOMotorClient(url, **OPTIONS)
 
@@ -180,13 +169,15 @@ async def _make_user(client: AsyncIOMotorClient[dict[str, Any]], password: str) 
 
 
 def _check_url(url: str) -> None:
-    """Refuse a URL that is none, without showing it: it may hold a password."""
+    """Refuse a URL that no client can be made of, without showing it: it may hold a password."""
+    if not url.startswith(("mongodb://", "mongodb+srv://")):
+        raise StartError(f"{PREFIX}_MONGODB_URL does not start with mongodb:// or mongodb+srv://")
     try:
-        parse_uri(url, connect_timeout=2)
-    except (InvalidURI, InvalidName, ValueError):
-        raise StartError(f"{PREFIX}_MONGODB_URL is not a MongoDB URL") from None
-    except PyMongoError:  # the DNS of a mongodb+srv URL may be away for now
-        return
+        # Connects to nothing, but looks up the DNS of a mongodb+srv URL.
+        with MongoClient[dict[str, Any]](url, connect=False, **OPTIONS) as client:
+            client.get_default_database(NAME)
+    except (PyMongoError, ValueError, OSError) as error:
+        raise StartError(f"{PREFIX}_MONGODB_URL is not a URL of MongoDB's: {type(error).__name__}") from None
 
 
 def describe(error: PyMongoError) -> str:

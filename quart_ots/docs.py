@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,10 @@ class Provider(OpenAPIProvider):
     def generate_methods(self, rule: Rule) -> Iterable[str]:
         """Give the methods in the same order each time, HEAD among them."""
         return sorted((rule.methods or set()) - {"OPTIONS"})
+
+    def operation_id(self, method: str, path: str, func: Callable[..., Any]) -> str:
+        """Name an operation as its handler, for the sake of clients that are generated."""
+        return f"head_{func.__name__}" if method == "HEAD" else func.__name__
 
     def build_paths(self, rule: Rule) -> tuple[dict[str, Any], dict[str, Any]]:
         """Drop the bodies of answers to HEAD."""

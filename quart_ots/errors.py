@@ -32,6 +32,9 @@ from werkzeug.exceptions import HTTPException
 
 from . import crypto
 
+# A body of unknown fields would be answered at four times its length otherwise.
+MAX_FAULTS = 20
+
 
 class ApiError(Exception):
     """Base of every error that is sent to the client as problem+json."""
@@ -74,7 +77,7 @@ class InvalidBodyError(ApiError):
 
     def members(self) -> dict[str, Any]:
         """Give the faults."""
-        return {"errors": [{"field": field, "reason": reason} for field, reason in self._errors]}
+        return {"errors": [{"field": field, "reason": reason} for field, reason in self._errors[:MAX_FAULTS]]}
 
 
 class WrongPassphraseError(ApiError):

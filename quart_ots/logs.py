@@ -1,15 +1,17 @@
 """Keeps what clients send out of every log: keys stand in paths, and servers log paths.
 
-Two locks on one door. The scope that the server logs from loses its path, query and headers as soon as the app
-sees it, whatever server that is. And Hypercorn's access records, which can be written before that if a client
-hangs up at once, are rebuilt from the parts that hold nothing sent.
+The scope that the server logs from loses its path, query and headers as soon as the app sees it, whatever server
+that is. Hypercorn's access records, which can be written before that if a client hangs up at once, are rebuilt
+from the parts that hold nothing sent. And no exception is logged with its message: those of protocol errors
+quote whole requests.
 """
 
 from __future__ import annotations
 
 import logging
-from types import TracebackType
+import traceback
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 from hypercorn.logging import AccessLogAtoms
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
@@ -43,33 +45,50 @@ class AccessLogFilter(logging.Filter):
         return True
 
 
-def log_exception(
-    logger: logging.Logger,
-    error: tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None],
-) -> None:
-    """Log where an unexpected exception came from: its class and its lines of code.
+class ExceptionFilter(logging.Filter):
+    """Reduces what is logged of an exception, by whomever, to its class and place."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Keep the record, less all text of the exception and of the line that tells of it."""
+        if record.exc_info and record.exc_info[1] is not None:
+            record.msg, record.args = f"unexpected {describe(record.exc_info[1])}", None
+            record.exc_info = record.exc_text = record.stack_info = None
+        return True
+
+
+def describe(error: BaseException) -> str:
+    """Give an exception's class and its lines of code.
 
     Not its message nor those of its causes, which may quote what was sent.
     """
-    place = f"{request.method} {request.url_rule or UNKNOWN}" if has_request_context() else UNKNOWN
-    lines = []
-    trace = error[2]
-    while trace is not None:
-        code = trace.tb_frame.f_code
-        lines.append(f"\n  {code.co_filename}:{trace.tb_lineno} in {code.co_name}")
-        trace = trace.tb_next
-    logger.error("unexpected %s on %s%s", error[0].__name__ if error[0] else UNKNOWN, place, "".join(lines))
+    request_ = f" on {request.method} {request.url_rule or UNKNOWN}" if has_request_context() else ""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f"\n  {frame.filename}:{frame.lineno} in {frame.name}" for frame in frames]
+    return f"{type(error).__name__}{request_}{''.join(lines)}"
+
+
+def read_target(target: str) -> str:
+    """Give the path of a request's target, such as /a or http://h/a. "/", where nothing is, if it has none.
+
+    Quart's own reading fails on an empty target and on a broken host: a 500.
+    """
+    try:
+        path = target if target.startswith("/") else urlsplit(target).path
+    except ValueError:
+        path = ""
+    return path if path.startswith("/") else "/"
 
 
 def init_app(app: Quart) -> None:
-    """Close both doors. Call it when all routes are there."""
+    """Guard the app, and the loggers of its server. Call it when all routes are there."""
     inner = app.asgi_app
 
     async def asgi_app(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         if scope["type"] == "lifespan":
             return await inner(scope, receive, send)
         shown = cast(dict[str, Any], scope)
-        private: Any = {**shown, SERVER_SCOPE: shown}
+        # No route takes a query.
+        private: Any = {**shown, SERVER_SCOPE: shown, "path": read_target(shown["path"]), "query_string": b""}
         shown.update(path=UNKNOWN, raw_path=UNKNOWN.encode(), query_string=b"", headers=[])
         await inner(private, receive, send)
 
@@ -80,9 +99,10 @@ def init_app(app: Quart) -> None:
 
     app.asgi_app = asgi_app  # type: ignore[method-assign]
     app.after_request(show_route)
-    access = AccessLogFilter(app)
-    for logger in (logging.getLogger("hypercorn.access"), app.logger):
-        # One process may make several apps, all of which log to the same two loggers.
-        for old in [filter_ for filter_ in logger.filters if isinstance(filter_, AccessLogFilter)]:
+    for name in ("asyncio", "hypercorn.access", "hypercorn.error", app.logger.name):
+        logger = logging.getLogger(name)
+        # One process may make several apps, all of which log to the same loggers.
+        for old in [filter_ for filter_ in logger.filters if isinstance(filter_, AccessLogFilter | ExceptionFilter)]:
             logger.removeFilter(old)
-        logger.addFilter(access)
+        logger.addFilter(AccessLogFilter(app))
+        logger.addFilter(ExceptionFilter())

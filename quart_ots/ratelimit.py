@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from ipaddress import AddressValueError, IPv6Address, IPv6Network, ip_address
 
-from quart import Quart, current_app, request
+from quart import Quart, Response, current_app, request
 from quart_rate_limiter import RateLimit, RateLimiter
 from quart_rate_limiter.store import RateLimiterStoreABC
 
@@ -28,6 +28,13 @@ def init_app(app: Quart, limited: str) -> None:
     async def elsewhere() -> bool:
         return request.blueprint != limited
 
+    async def hide_elsewhere(response: Response) -> Response:
+        if await elsewhere():
+            for name in ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset"):
+                response.headers.pop(name, None)
+        return response
+
+    app.after_request(hide_elsewhere)  # before the limiter's own, as the last one registered runs first
     # Not limit_blueprint: that marks the blueprint object, which all apps of the process share.
     limits = [RateLimit(app.config["RATE_LIMIT"], PERIOD)]
     RateLimiter(app, key_function=_client, store=BoundedStore(), default_limits=limits, skip_function=elsewhere)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 from quart import Blueprint, current_app
 from quart_schema import document_response, tag, validate_request, validate_response
@@ -34,6 +34,7 @@ from .schemas import (
     WrongPassphraseProblem,
 )
 
+P = ParamSpec("P")
 T = TypeVar("T")
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
@@ -88,7 +89,10 @@ def _problems(*statuses: int) -> Callable[[Handler], Handler]:
 
 
 async def _to_the_end(step: Coroutine[Any, Any, T]) -> T:
-    """Take a step whole, even if the client hangs up meanwhile and the server drops its request."""
+    """Take a step whole, even if the client hangs up meanwhile and the server drops its request.
+
+    Or a guesser who hangs up would leave the envelope of a secret that it locked, and a busy thread its place.
+    """
     task = asyncio.create_task(step)
     # Looks at the error, or asyncio would log it when nobody is left to raise it for.
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -114,8 +118,7 @@ async def generate(data: GenerateRequest) -> tuple[GenerateResponse, int]:
     parts = _parts()
     secret_key, receipt_key = crypto.new_key(), crypto.new_key()
     phrase, text = data.passphrase.get_secret_value(), data.secret.get_secret_value()
-    with parts.kdf.place():
-        sealed = await parts.kdf.run(crypto.seal, parts.ring, secret_key, phrase, text, parts.cost)
+    sealed = await _to_the_end(_in_pool(crypto.seal, parts.ring, secret_key, phrase, text, parts.cost))
     lookup_id, receipt_id = crypto.lookup_id(secret_key), crypto.receipt_id(receipt_key)
     secret = await models.create(lookup_id, receipt_id, sealed, parts.ring.ids[0], parts.clock(), data.ttl)
     return GenerateResponse(secret_key=secret_key, receipt_key=receipt_key, expires_at=secret.expires_at), 201
@@ -137,12 +140,7 @@ async def read_secret(secret_key: str, data: ReadRequest) -> ReadResponse:
     phrase = data.passphrase.get_secret_value()
     sealed = await models.fetch_envelope(lookup_id)
     crypto.parse(sealed, parts.ring)
-    with parts.kdf.place():
-        await models.reserve_attempt(lookup_id, parts.clock())
-        try:
-            secret = await parts.kdf.run(crypto.open, parts.ring, secret_key, phrase, sealed)
-        except crypto.NotOpenedError:
-            raise WrongPassphraseError(await _to_the_end(models.count_failure(lookup_id))) from None
+    secret = await _to_the_end(_attempt(lookup_id, secret_key, phrase, sealed))
     await _to_the_end(models.claim(lookup_id, parts.clock()))
     return ReadResponse(secret=secret)
 
@@ -202,6 +200,22 @@ async def ready() -> HealthResponse:
     """See whether the service can serve: whether its database answers a read."""
     await _parts().database.check()
     return HealthResponse()
+
+
+async def _in_pool(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    with _parts().kdf.place():
+        return await _parts().kdf.run(function, *args, **kwargs)
+
+
+async def _attempt(lookup_id: str, secret_key: str, passphrase: str, sealed: bytes) -> str:
+    """Take an attempt, then open the envelope, or count the failure."""
+    parts = _parts()
+    with parts.kdf.place():
+        await models.reserve_attempt(lookup_id, parts.clock())
+        try:
+            return await parts.kdf.run(crypto.open, parts.ring, secret_key, passphrase, sealed)
+        except crypto.NotOpenedError:
+            raise WrongPassphraseError(await models.count_failure(lookup_id)) from None
 
 
 def _lookup_id(secret_key: str) -> str:

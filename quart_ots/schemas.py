@@ -228,7 +228,7 @@ class WrongPassphraseProblem(Problem):
 
     type: Literal["urn:quart-ots:problem:wrong-passphrase"]
     status: Literal[403]
-    attempts_left: AttemptsLeft
+    attempts_left: Annotated[int, Field(ge=0, le=9)]
 
 
 class NotFoundProblem(Problem):

@@ -11,7 +11,7 @@ from pymongo.errors import AutoReconnect, NetworkTimeout
 from quart import Quart
 from quart.typing import TestClientProtocol as Client
 
-from quart_ots import crypto, models
+from quart_ots import crypto, models, routes
 from quart_ots.errors import BusyError, SecretNotFoundError
 from quart_ots.kdf import KdfPool
 from tests.conftest import SECRET, Clock, Created, post, read, receipt
@@ -420,8 +420,52 @@ async def test_pool_bounds_what_waits() -> None:
     pool.close()
 
 
-async def test_reader_who_hangs_up_does_not_leave_an_envelope(
-    client: Client, created: Created, monkeypatch: pytest.MonkeyPatch
+async def hang_up(app: Quart, secret_key: str, phrase: str, moment: asyncio.Event) -> list[Any]:
+    """Send a reading, hang up at a moment, and give what the app sent until then. Waits for what it still does."""
+    arrived = False
+
+    async def receive() -> Any:
+        nonlocal arrived
+        if arrived:
+            await moment.wait()
+            return {"type": "http.disconnect"}
+        arrived = True
+        return {"type": "http.request", "body": json.dumps({"passphrase": phrase}).encode(), "more_body": False}
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    path = f"/secrets/{secret_key}"
+    scope: Any = {
+        **{"type": "http", "http_version": "1.1", "method": "POST", "scheme": "http", "path": path},
+        **{"query_string": b"", "headers": [(b"host", b"h"), (b"content-type", b"application/json")]},
+    }
+    await app(scope, receive, send)
+    while routes._steps:
+        await asyncio.wait(routes._steps)
+    return sent
+
+
+@pytest.fixture
+def judging(app: Quart, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Give the moment when the KDF begins."""
+    begun = asyncio.Event()
+    kdf = app.extensions["quart_ots"].kdf
+    run = kdf.run
+
+    async def tell_and_run(*args: Any) -> Any:
+        begun.set()
+        await asyncio.sleep(0.01)
+        return await run(*args)
+
+    monkeypatch.setattr(kdf, "run", tell_and_run)
+    return begun
+
+
+async def test_reader_who_hangs_up_at_the_claim_does_not_leave_an_envelope(
+    app: Quart, client: Client, created: Created, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A claim goes on to its end when its client hangs up in the middle: the envelope is deleted."""
     claimed = asyncio.Event()
@@ -429,21 +473,37 @@ async def test_reader_who_hangs_up_does_not_leave_an_envelope(
 
     async def slow_delete(lookup_id: str) -> None:
         claimed.set()
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
         await delete(lookup_id)
 
     monkeypatch.setattr(models, "_delete_envelope", slow_delete)
-    reading = asyncio.create_task(read(client, created.secret_key))
-    await claimed.wait()
-    reading.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await reading
 
-    for _ in range(100):
-        await asyncio.sleep(0)
+    assert await hang_up(app, created.secret_key, PHRASE, claimed) == []
 
     assert await models.Envelope.count() == 0
     assert (await receipt(client, created))["state"] == "read"
+
+
+async def test_guesser_who_hangs_up_does_not_leave_an_envelope(
+    app: Quart, client: Client, created: Created, judging: asyncio.Event
+) -> None:
+    """A guess whose client hangs up while it is judged counts like any other, up to locking the secret."""
+    for _ in range(models.MAX_ATTEMPTS):
+        judging.clear()
+        assert await hang_up(app, created.secret_key, "wrong", judging) == []
+
+    assert (await receipt(client, created))["state"] == "locked"
+    assert await models.Envelope.count() == 0
+
+
+async def test_reader_who_hangs_up_before_the_claim_loses_an_attempt_only(
+    app: Quart, client: Client, created: Created, judging: asyncio.Event
+) -> None:
+    """A right reader whose connection breaks while the key is stretched can come back and read."""
+    assert await hang_up(app, created.secret_key, PHRASE, judging) == []
+
+    assert (await receipt(client, created))["attempts_left"] == 9
+    assert await (await read(client, created.secret_key)).get_json() == {"secret": SECRET}
 
 
 async def test_every_answer_has_the_security_headers(client: Client, created: Created) -> None:

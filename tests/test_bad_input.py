@@ -161,6 +161,14 @@ async def test_invalid_body(client: Client, caplog: pytest.LogCaptureFixture, se
     assert all(fault["reason"] not in ("", "is not valid") for fault in problem["errors"])
 
 
+async def test_list_of_errors_is_bounded(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    """A body of thousands of faults is not answered by as many."""
+    answer = await post(client, "/generate", {f"{MARK}{number}": 1 for number in range(10_000)})
+
+    problem = await check_problem(answer, 400, "invalid-body", caplog)
+    assert len(problem["errors"]) == 20
+
+
 @pytest.mark.parametrize("sent", MALFORMED.values(), ids=MALFORMED.keys())
 async def test_malformed_body(client: Client, caplog: pytest.LogCaptureFixture, sent: bytes) -> None:
     """What is no JSON, or ambiguous, is a 400."""

@@ -70,7 +70,10 @@ def test_bounds(folder: Path, monkeypatch: pytest.MonkeyPatch, setting: config.S
         assert create_app({setting.name: value}).config[setting.name] == int(value)
 
     for bad in (low - 1, high + 1, float(high), True, None, "", "x", f"{high}.0", f" {high}", "1e1"):
-        assert setting.variable in refusal(**{setting.name: bad})
+        assert (
+            refusal(**{setting.name: bad})
+            == f"quart_ots: {setting.variable} must be a whole number from {low:,} to {high:,}"
+        )
     monkeypatch.setenv(setting.variable, str(high + 1))
     assert setting.variable in refusal()
 
@@ -163,7 +166,7 @@ def test_keys_from_settings(folder: Path, ending: str) -> None:
         (TEXTS[0][:-4], "not 32 bytes"),
         (TEXTS[0][:-1], "not base64"),
         ("*" * 44, "not base64"),
-        ("é" * 44, "QUART_OTS_MASTER_KEYS"),
+        ("é" * 44, "not base64"),
         (f"{TEXTS[0]},{TEXTS[0]}", "same key twice"),
     ],
 )
@@ -187,12 +190,24 @@ def test_bad_key_files(folder: Path) -> None:
     assert "QUART_OTS_MASTER_KEYS must be text" in refusal(MASTER_KEYS=[TEXTS[0]])
 
 
-@pytest.mark.parametrize("url", ["", "localhost", "http://u:hunter2@h/", "mongodb://u:hunter2@h:x/", "mongodb://"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "localhost",
+        "http://u:hunter2@h/",
+        "mongodb://u:hunter2@h:x/",
+        "mongodb://",
+        "mongodb://u:hunter2@h/?tls=true&tlsCAFile=/hunter2",
+        "mongodb://u:hunter2@h/?loadBalanced=true&replicaSet=x",
+        "mongodb://u:hunter2@h/?fsync=true",
+    ],
+)
 def test_bad_url(folder: Path, url: str) -> None:
     """A URL that is none stops the start, without the password that may be in it."""
     line = refusal(MONGODB_URL=url)
 
-    assert "QUART_OTS_MONGODB_URL is not a MongoDB URL" in line
+    assert line.startswith("quart_ots: QUART_OTS_MONGODB_URL ")
     assert "hunter2" not in line
 
 
@@ -233,4 +248,4 @@ def test_bad_setting_is_one_line_under_any_server(folder: Path, command: tuple[s
     done = subprocess.run([str(server), *command[1:]], env=environment, capture_output=True, text=True, timeout=60)
 
     assert done.returncode == 1
-    assert done.stderr == "quart_ots: QUART_OTS_BCRYPT_COST must be a whole number from 4 to 16, not 3\n"
+    assert done.stderr == "quart_ots: QUART_OTS_BCRYPT_COST must be a whole number from 4 to 16\n"

@@ -56,7 +56,7 @@ def test_page_shows_all_operations(page: Page) -> None:
 
 def test_try_it_out_creates_a_secret(page: Page, service: Service) -> None:
     """Try it out on POST /generate sends the example and shows a 201 with a key that reads the secret."""
-    operation = page.locator("#operations-secrets-post_generate")
+    operation = page.locator("#operations-secrets-generate")
     operation.locator(".opblock-summary-control").click()
     operation.get_by_role("button", name="Try it out").click()
     operation.get_by_role("button", name="Execute").click()

@@ -80,11 +80,15 @@ def test_database_that_is_stuck_is_started_again(tmp_path: Path, monkeypatch: py
         assert service.read(waiting["secret_key"]).json() == {"secret": "waits"}
 
 
-def test_second_service_on_one_instance(tmp_path: Path) -> None:
+QUART_RUN = (sys.executable, "-m", "quart", "--app", "quart_ots", "run", "--port", "{port}")
+
+
+@pytest.mark.parametrize("command", [HYPERCORN, QUART_RUN], ids=["hypercorn", "quart run"])
+def test_second_service_on_one_instance(tmp_path: Path, command: tuple[str, ...]) -> None:
     """A second service on the same instance folder ends with one clear line, and the first goes on."""
     with running(tmp_path, {}) as service:
         done = subprocess.run(
-            [part.format(port=0) for part in HYPERCORN],
+            [part.format(port=0) for part in command],
             env=service.environment,
             cwd=tmp_path,
             capture_output=True,

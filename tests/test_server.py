@@ -143,6 +143,11 @@ def chunk(body: bytes) -> bytes:
     return f"{len(body):x}\r\n".encode() + body + b"\r\n"
 
 
+H2C = (
+    b"GET /secrets/SENT5 HTTP/1.1\r\nHost: h\r\nAuthorization: SENT5\r\nUpgrade: h2c\r\n"
+    b"Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: %s\r\n\r\n"
+)
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 BODY = json.dumps({"secret": "a raw secret", "passphrase": PHRASE}).encode()
 
 
@@ -201,6 +206,9 @@ def test_body_over_the_limit_is_refused_unread(service: Service, sent: bytes) ->
             b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
             {"405"},
         ),
+        (b"GET ?SENT5 HTTP/1.1\r\nHost: h\r\n\r\n", {"404"}),
+        (b"GET http://[SENT5/ HTTP/1.1\r\nHost: h\r\n\r\n", {"404"}),
+        (b"GET http://SENT5 HTTP/1.1\r\nHost: h\r\n\r\n", {"404"}),
         (b"\x16\x03\x01\x02\x00\x01SENT5", {"400", ""}),
         (b"SENT5\r\n\r\n", {"400", ""}),
     ],
@@ -216,6 +224,30 @@ def test_rude_request(service: Service, sent: bytes, statuses: set[str]) -> None
     assert b"SENT5" not in received
     assert received[9:12] in (b"400", b"431", b"") or b"cache-control: no-store" in received
     assert "SENT5" not in service.log.read_text(errors="replace")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        H2C % b"A",
+        H2C % b"SENT5====",
+        PREFACE + b"SENT5" + bytes(40) + b"SENT5",
+        # A HEADERS frame whose :path (index 4) is no ASCII, and a DATA frame with what must not be logged.
+        PREFACE + b"\0\0\0\x04\0\0\0\0\0" + b"\0\0\x0d\1\4\0\0\0\1" + b"\x83\x86\4\x08/gen\xc3\xa9SE" + b"NT5",
+        PREFACE + b"\0\0\0\x04\0\0\0\0\0" + b"\0\0\x05\0\1\0\0\0\1SENT5",
+    ],
+    ids=["upgrade with bad settings", "upgrade with other bad settings", "rubbish", "path beyond ASCII", "data first"],
+)
+def test_broken_http2(service: Service, sent: bytes) -> None:
+    """Broken HTTP/2 ends its connection and no more; the errors that Hypercorn then logs quote nothing of it."""
+    service.sent.add("SENT5")
+
+    received = exchange(service, sent, half_close=True)
+
+    assert b"SENT5" not in received
+    assert b" 500 " not in received
+    assert "SENT5" not in service.log.read_text(errors="replace")
+    assert service.client.get("/health/live").status_code == 200
 
 
 def test_truncated_body_creates_nothing(service: Service) -> None:
