@@ -81,6 +81,12 @@ SETTINGS = (
         private=True,
     ),
     Setting(
+        "MONGODB_URL_FILE",
+        None,
+        "path",
+        "The URL in a file, such as a Docker secret: it has the database's password.",
+    ),
+    Setting(
         "MASTER_KEYS",
         None,
         "base64, comma-separated",
@@ -164,6 +170,8 @@ def load(app: Quart, overrides: Mapping[str, Any]) -> None:
             raise StartError(f"{name} is not a setting{_nearest(name)}")
     for setting in SETTINGS:
         app.config[setting.name] = setting.check(app.config[setting.name])
+    if app.config["MONGODB_URL_FILE"] is not None:
+        app.config["MONGODB_URL"] = _read_one(app.config, "MONGODB_URL").strip()
 
 
 def _load_file(app: Quart, path: Path) -> None:
@@ -185,23 +193,34 @@ def load_key_ring(config: Mapping[str, Any]) -> KeyRing:
         StartError: Both settings are set, or the keys can't be read. No key is shown.
 
     """
-    keys, file = config["MASTER_KEYS"], config["MASTER_KEYS_FILE"]
-    if keys is not None and file is not None:
-        raise StartError(f"{PREFIX}_MASTER_KEYS and {PREFIX}_MASTER_KEYS_FILE are both set: choose one")
-    if keys is not None:
-        return _parse_keys(f"{PREFIX}_MASTER_KEYS", keys.split(","))
-    source = f"{PREFIX}_MASTER_KEYS_FILE"
-    if file is None:
-        file = source = config["INSTANCE_PATH"] / MASTER_KEY_FILE
-        _make_key_file(file)
+    if config["MASTER_KEYS_FILE"] is not None:
+        return _parse_keys(f"{PREFIX}_MASTER_KEYS_FILE", _read_one(config, "MASTER_KEYS").splitlines())
+    if config["MASTER_KEYS"] is not None:
+        return _parse_keys(f"{PREFIX}_MASTER_KEYS", config["MASTER_KEYS"].split(","))
+    path = config["INSTANCE_PATH"] / MASTER_KEY_FILE
+    _make_key_file(path)
+    return _parse_keys(str(path), _read(str(path), path).splitlines())
+
+
+def _read_one(config: Mapping[str, Any], name: str) -> str:
+    """Read the file of a setting that is either in a variable or in a file."""
+    variable, file = f"{PREFIX}_{name}", config[f"{name}_FILE"]
+    if config[name] is not None:
+        raise StartError(f"{variable} and {variable}_FILE are both set: choose one")
+    return _read(f"{variable}_FILE", Path(file))
+
+
+def _read(source: str, path: Path) -> str:
     try:
-        lines = Path(file).read_text("ascii").split("\n")
+        return path.read_text("ascii")
     except (OSError, UnicodeDecodeError) as error:
         raise StartError(f"{source} can't be read: {type(error).__name__}") from None
-    return _parse_keys(str(source), [line for line in lines if line.strip()])
 
 
 def _parse_keys(source: str, texts: list[str]) -> KeyRing:
+    """Make a ring of keys in base64. Empty lines of a file are no keys, but an empty variable is a mistake."""
+    if source != f"{PREFIX}_MASTER_KEYS":
+        texts = [text for text in texts if text.strip()]
     try:
         return KeyRing([base64.b64decode(text.strip().encode(), validate=True) for text in texts])
     except binascii.Error:

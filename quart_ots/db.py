@@ -182,8 +182,8 @@ def _check_url(url: str) -> None:
 
 def describe(error: PyMongoError) -> str:
     """Say what went wrong with the database without its message, which may quote documents."""
-    code = getattr(error, "code", None)
-    return type(error).__name__ + (f" {code}" if code else "")
+    details = (error.details or {}) if isinstance(error, OperationFailure) else {}
+    return " ".join([type(error).__name__, *(str(details[name]) for name in ("code", "codeName") if name in details)])
 
 
 def init_app(app: Quart, ring: KeyRing) -> Database:

@@ -16,7 +16,7 @@ from quart_rate_limiter import RateLimit, RateLimiter
 from quart_rate_limiter.store import RateLimiterStoreABC
 
 PERIOD = timedelta(minutes=1)
-# A budget in use takes some 300 bytes, so all of them some 30 MB.
+# A budget in use takes 209 bytes (by tracemalloc, CPython 3.11), so all of them 21 MB.
 MAX_CLIENTS = 100_000
 # What an IPv6 customer is given at the least (RFC 6177, section 2), and so can choose addresses from.
 IPV6_PREFIX = 64

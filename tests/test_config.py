@@ -179,6 +179,15 @@ def test_bad_keys(folder: Path, keys: str, told: str) -> None:
     assert not keys or keys not in line
 
 
+def test_url_from_a_file(folder: Path) -> None:
+    """The database's URL may come from a file, and not from a file and a variable at once."""
+    (folder / "url").write_text("mongodb://u:hunter2@h/\n")
+
+    assert create_app({"MONGODB_URL_FILE": "url"}).config["MONGODB_URL"] == "mongodb://u:hunter2@h/"
+    assert "both set" in refusal(MONGODB_URL_FILE="url", MONGODB_URL="mongodb://u:hunter2@h/")
+    assert "QUART_OTS_MONGODB_URL_FILE can't be read" in refusal(MONGODB_URL_FILE="none")
+
+
 def test_bad_key_files(folder: Path) -> None:
     """A key file that is missing, empty or not text, or set beside the variable, stops the start."""
     assert "QUART_OTS_MASTER_KEYS_FILE can't be read: FileNotFoundError" in refusal(MASTER_KEYS_FILE="none")
