@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: all help run test lint types check format requirements clean
+.PHONY: all help run test test-docker lint types check format requirements clean
 .DEFAULT_GOAL := all
 
 all: check test ## What CI runs: lint, types, tests
@@ -16,7 +16,10 @@ run: $(VENV)/.run ## Run the service on http://127.0.0.1:8080 with the embedded 
 
 test: $(VENV)/.dev ## Run the whole test suite with coverage
 	$(BIN)/coverage erase
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest --cov --cov-report=term -m 'not docker'
+
+test-docker: $(VENV)/.dev ## Run the tests of the image and the compose files; takes a Docker engine
+	$(BIN)/python -m pytest tests/docker
 
 check: lint types ## Run the linters and the type checker
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,7 +16,7 @@ from quart import Quart, Response
 from quart.typing import TestClientProtocol as Client
 
 from quart_ots import create_app, db
-from tests.service import PHRASE, Mongo, Service, running
+from tests.service import PHRASE, Mongo, OtherMongo, Service, running
 
 SECRET = "the treasure is under the third palm"
 
@@ -54,8 +55,6 @@ class Created:
 @pytest.fixture(autouse=True)
 def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no variable of the developer's own shell reach a test."""
-    import os
-
     for name in os.environ:
         if name.startswith("QUART_OTS_"):
             monkeypatch.delenv(name)
@@ -123,7 +122,10 @@ async def receipt(client: Client, created: Created) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def mongo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongo]:
-    """A database server that services share."""
+    """A database server that services share: one of the suite's own, or the one that TEST_MONGODB_URL names."""
+    if url := os.environ.get("TEST_MONGODB_URL"):
+        yield OtherMongo(url)
+        return
     mongo = Mongo(tmp_path_factory.mktemp("mongo"))
     yield mongo
     mongo.kill()

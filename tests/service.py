@@ -192,3 +192,15 @@ class Mongo:
         """End it as a crash would: it takes no harm, see --sync-on-commit."""
         self.process.kill()
         self.process.wait()
+
+
+class OtherMongo(Mongo):
+    """A database server that was there before."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return self._url

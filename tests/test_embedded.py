@@ -17,6 +17,8 @@ from pymongo.errors import OperationFailure
 from quart_ots import embedded
 from tests.service import HYPERCORN, ROOT, running
 
+pytestmark = pytest.mark.own_database
+
 
 def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
     """Wait until something is so."""

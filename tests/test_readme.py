@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -48,6 +49,7 @@ def make_run(tmp_path: Path) -> Iterator[None]:
     assert "Traceback" not in log_text
 
 
+@pytest.mark.own_database
 @pytest.mark.usefixtures("make_run")
 def test_quick_start() -> None:
     """`make run` serves, and the three calls answer as printed: created, read, not found."""
@@ -81,6 +83,7 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make on the PATH")
 def test_help_lists_every_command() -> None:
     """`make help` has a line for each command of the Makefile."""
     targets = re.findall(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[0].split()

@@ -327,6 +327,7 @@ def test_limit_over_a_socket(mongo: Mongo, tmp_path: Path) -> None:
         assert httpx.get(f"{service.url}/health/live").status_code == 200
 
 
+@pytest.mark.own_database
 def test_database_killed_and_back(tmp_path: Path) -> None:
     """While its database is dead the service answers 503 within seconds, lives, and recovers by itself; all is kept."""
     mongo = Mongo(tmp_path)
@@ -354,6 +355,7 @@ def test_database_killed_and_back(tmp_path: Path) -> None:
         mongo.kill()
 
 
+@pytest.mark.own_database
 def test_slow_database_is_503(tmp_path: Path) -> None:
     """A database that does not answer is a 503 after the socket's time-out, not a hang; then work goes on."""
     mongo = Mongo(tmp_path)
@@ -373,6 +375,7 @@ def test_slow_database_is_503(tmp_path: Path) -> None:
         mongo.kill()
 
 
+@pytest.mark.own_database
 def test_service_starts_before_its_database(tmp_path: Path) -> None:
     """A service whose database is late starts, answers 503, and serves once it is there."""
     mongo = Mongo(tmp_path)
@@ -442,7 +445,8 @@ def test_reaper_removes_what_is_over(service: Service, mongo: Mongo) -> None:
     waiting = service.generate()
     past, future = (datetime.now(UTC) + timedelta(hours=hours) for hours in (-1, 1))
     with pymongo.MongoClient[dict[str, Any]](mongo.url) as client:
-        secrets, envelopes = client.quart_ots.secrets, client.quart_ots.envelopes
+        database = client.get_default_database()
+        secrets, envelopes = database.secrets, database.envelopes
         assert secrets.index_information()["receipt_id_1"]["unique"] is True
         envelopes.insert_one({"_id": "over", "expires_at": past})
         secrets.insert_one({"_id": "over", "receipt_id": "over", "expires_at": past, "purge_at": past})
@@ -457,6 +461,7 @@ def test_reaper_removes_what_is_over(service: Service, mongo: Mongo) -> None:
     assert service.read(waiting["secret_key"]).status_code == 200
 
 
+@pytest.mark.own_database
 def test_installed_package_runs_from_an_empty_folder(tmp_path: Path) -> None:
     """An installed package holds all that the service needs; its instance folder is made where it is started."""
     for name in ("quart_ots", "setup.py", "pyproject.toml", "README.md"):
