@@ -14,7 +14,7 @@ from werkzeug.exceptions import NotFound
 from werkzeug.routing import BaseConverter, Rule
 
 from .crypto import KEY_LENGTH
-from .schemas import Problem
+from .problems import Problem
 
 STATIC = Path(__file__).with_name("static")
 SWAGGER_FILES = frozenset({"swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png"})

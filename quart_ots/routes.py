@@ -15,23 +15,25 @@ from . import crypto, models
 from .db import Database
 from .errors import ReceiptNotFoundError, SecretNotFoundError, WrongPassphraseError
 from .kdf import KdfPool
-from .schemas import (
+from .problems import (
     AlreadyEndedProblem,
-    GenerateRequest,
-    GenerateResponse,
-    HealthResponse,
     InvalidBodyProblem,
     MediaTypeProblem,
     NotFoundProblem,
-    ReadRequest,
-    ReadResponse,
-    ReceiptResponse,
     TimeoutProblem,
     TooLargeProblem,
     TooManyRequestsProblem,
     UnavailableProblem,
-    WaitingResponse,
     WrongPassphraseProblem,
+)
+from .schemas import (
+    GenerateRequest,
+    GenerateResponse,
+    HealthResponse,
+    ReadRequest,
+    ReadResponse,
+    ReceiptResponse,
+    WaitingResponse,
 )
 
 P = ParamSpec("P")
