@@ -1,4 +1,4 @@
-# `make help` lists what can be done here; plain `make` does what CI does.
+# `make help` lists what can be done here; plain `make` does what CI does first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 .PHONY: all help run test test-docker lint types check format requirements clean
 .DEFAULT_GOAL := all
 
-all: check test ## What CI runs: lint, types, tests
+all: check test ## What CI runs but for test-docker: lint, types, tests
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))

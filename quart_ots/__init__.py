@@ -66,12 +66,16 @@ def create_app(overrides: Mapping[str, Any] | None = None, clock: Callable[[], d
     app.register_blueprint(routes.blueprint)
     app.register_blueprint(routes.health)
     ratelimit.init_app(app, limited=routes.blueprint.name)
-    database = db.init_app(app, ring)
+    database = db.Database(app, ring)
+    parts = routes.Parts(ring, kdf, app.config["BCRYPT_COST"], clock, database)
+    app.extensions[routes.EXTENSION] = parts
+    # In this order: what goes on needs the database and the threads.
+    app.after_serving(parts.finish)
+    database.init_app(app)
     app.after_serving(kdf.close)
     app.after_request(_harden)
     app.after_websocket(_harden)  # type: ignore[type-var]  # only refusals: there are no websockets here
     logs.init_app(app)
-    app.extensions[routes.EXTENSION] = routes.Parts(ring, kdf, app.config["BCRYPT_COST"], clock, database)
     return app
 
 

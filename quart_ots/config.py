@@ -1,16 +1,18 @@
 """Every setting: its default, unit, bounds and why it is there.
 
 Read in this order, the later one wins: these defaults, ``QUART_OTS_*`` in the environment, ``config.py`` in the
-instance folder, what ``create_app`` is called with. ``python -m quart_ots.config`` prints README's table.
+instance folder, what ``create_app`` is called with. `table` writes README's table.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import difflib
 import os
 import re
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +45,6 @@ class Setting:
     unit: str
     why: str
     bounds: tuple[int, int] | None = None
-    private: bool = False  # never printed
 
     @property
     def variable(self) -> str:
@@ -78,7 +79,6 @@ SETTINGS = (
         "URL",
         "MongoDB 6 or newer: standalone, replica set or sharded. The path names the database, `quart_ots` unless "
         "given. Without a URL the embedded database is started, for local use.",
-        private=True,
     ),
     Setting(
         "MONGODB_URL_FILE",
@@ -91,7 +91,6 @@ SETTINGS = (
         None,
         "base64, comma-separated",
         "The key ring: 32 bytes each, the first seals, all open. Instead of a file.",
-        private=True,
     ),
     Setting(
         "MASTER_KEYS_FILE",
@@ -142,7 +141,7 @@ _NAMES = {setting.name: setting for setting in SETTINGS}
 
 
 def load(app: Quart, overrides: Mapping[str, Any]) -> None:
-    """Fill the app's config from all sources, and make the instance folder (mode 0700).
+    """Fill the app's config from all sources, and make the instance folder (mode 0700) where there is none.
 
     Raises:
         StartError: A name is unknown or a value out of bounds, told without showing the value of a key.
@@ -156,12 +155,17 @@ def load(app: Quart, overrides: Mapping[str, Any]) -> None:
     # Left as text: JSON would make a number of a folder named 2026, and a float of 1e1.
     app.config.from_prefixed_env(PREFIX, loads=str)
 
-    folder = Path(overrides.get("INSTANCE_PATH") or app.config["INSTANCE_PATH"]).absolute()
+    path = overrides.get("INSTANCE_PATH", app.config["INSTANCE_PATH"])
+    if not path:
+        raise StartError(f"{PREFIX}_INSTANCE_PATH is empty")
+    folder = Path(path).absolute()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise StartError(f"{PREFIX}_INSTANCE_PATH: {error.strerror}: {folder}") from None
     _load_file(app, folder / "config.py")
+    if app.config["INSTANCE_PATH"] != path and "INSTANCE_PATH" not in overrides:
+        raise StartError(f"{folder / 'config.py'} is in the instance folder and can't set INSTANCE_PATH")
     app.config.from_mapping(overrides)
     app.config["INSTANCE_PATH"] = folder
 
@@ -230,26 +234,30 @@ def _parse_keys(source: str, texts: list[str]) -> KeyRing:
 
 
 def _make_key_file(path: Path) -> None:
-    """Make a key file of mode 0600, whole or not at all, and never over another: two processes may try at once."""
-    if path.exists():
-        return
-    draft = path.with_suffix(f".{os.getpid()}")
-    write_private(draft, base64.b64encode(new_master_key()).decode() + "\n")
-    try:
-        os.link(draft, path)
-    except FileExistsError:
-        pass
-    finally:
-        draft.unlink()
+    """Make a key file, unless there is one: two processes may try at once."""
+    if not path.exists():
+        with contextlib.suppress(FileExistsError):
+            write_private(path, base64.b64encode(new_master_key()).decode() + "\n")
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner may read, and wait until it is on the disk."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    """Make a file that only its owner may read (0600): whole and on the disk, or not at all.
+
+    Raises:
+        FileExistsError: The file is there, and stays as it is.
+
+    """
+    # Not by the process id, which is 1 in every container that shares the folder.
+    draft = path.with_suffix(f".{secrets.token_hex(8)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with open(descriptor, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(draft, path)
+    finally:
+        draft.unlink()
 
 
 def table() -> str:
@@ -260,7 +268,3 @@ def table() -> str:
         bounds = "" if setting.bounds is None else f", {setting.bounds[0]:,} to {setting.bounds[1]:,}"
         rows.append(f"| `{setting.variable}` | {default} | {setting.unit}{bounds} | {setting.why} |")
     return "\n".join(rows)
-
-
-if __name__ == "__main__":
-    print(table())  # noqa: T201

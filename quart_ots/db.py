@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,7 +20,7 @@ from .config import PREFIX, StartError, write_private
 from .crypto import KeyRing
 from .embedded import EmbeddedDatabase, EmbeddedError
 from .errors import DatabaseUnavailableError, answer_api_error
-from .models import Envelope, Secret
+from .models import Envelope, Secret, describe
 
 NAME = "quart_ots"
 # What counts whatever the URL says.
@@ -75,10 +75,10 @@ class Database:
             self._embedded = EmbeddedDatabase(self._folder, self._logger)
             try:
                 url = await self._start_embedded(self._embedded)
-            except EmbeddedError as error:
+            except (EmbeddedError, PyMongoError) as error:
                 # The process ends with this line; asyncio would add tracebacks of what it cancels.
                 asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
-                raise StartError(str(error)) from None
+                raise StartError(describe(error) if isinstance(error, PyMongoError) else str(error)) from None
             self._logger.warning("embedded database: for local use by one process, not for real secrets under load")
         self._client = _client(url)
         if self._embedded is not None:
@@ -97,6 +97,19 @@ class Database:
             self._client.close()
         if self._embedded is not None:
             self._embedded.unlock()
+
+    def init_app(self, app: Quart) -> None:
+        """Open when the app starts to serve, close after it, and answer 503 while the database is away."""
+
+        async def answer(error: Exception) -> Response:
+            if isinstance(error, PyMongoError):
+                app.logger.error("the database failed: %s", describe(error))
+            return await answer_api_error(DatabaseUnavailableError())
+
+        app.register_error_handler(PyMongoError, answer)
+        app.register_error_handler(CollectionWasNotInitialized, answer)
+        app.before_serving(self.open)
+        app.after_serving(self.close)
 
     async def check(self) -> None:
         """Read something, or raise: PyMongoError, or CollectionWasNotInitialized before the indexes are made."""
@@ -120,7 +133,7 @@ class Database:
 
     async def _warn_of_missing_keys(self) -> None:
         """Count envelopes that wait under keys the ring lacks. In the background, as there may be many."""
-        missing = {"key_id": {"$nin": self._ring.ids}, "expires_at": {"$gt": datetime.now().astimezone()}}
+        missing = {"key_id": {"$nin": self._ring.ids}, "expires_at": {"$gt": datetime.now(UTC)}}
         while True:
             try:
                 counts = await Envelope.aggregate(
@@ -177,26 +190,4 @@ def _check_url(url: str) -> None:
         with MongoClient[dict[str, Any]](url, connect=False, **OPTIONS) as client:
             client.get_default_database(NAME)
     except (PyMongoError, ValueError, OSError) as error:
-        raise StartError(f"{PREFIX}_MONGODB_URL is not a URL of MongoDB's: {type(error).__name__}") from None
-
-
-def describe(error: PyMongoError) -> str:
-    """Say what went wrong with the database without its message, which may quote documents."""
-    details = (error.details or {}) if isinstance(error, OperationFailure) else {}
-    return " ".join([type(error).__name__, *(str(details[name]) for name in ("code", "codeName") if name in details)])
-
-
-def init_app(app: Quart, ring: KeyRing) -> Database:
-    """Open the database when the app starts to serve, close it after, and answer 503 while it is away."""
-    database = Database(app, ring)
-
-    async def answer(error: Exception) -> Response:
-        if isinstance(error, PyMongoError):
-            app.logger.error("the database failed: %s", describe(error))
-        return await answer_api_error(DatabaseUnavailableError())
-
-    app.register_error_handler(PyMongoError, answer)
-    app.register_error_handler(CollectionWasNotInitialized, answer)
-    app.before_serving(database.open)
-    app.after_serving(database.close)
-    return database
+        raise StartError(f"{PREFIX}_MONGODB_URL is no URL to reach MongoDB by: {type(error).__name__}") from None

@@ -103,7 +103,7 @@ async def file(name: str) -> Response:
 
 def init_app(app: Quart, version: str) -> None:
     """Serve /docs and /openapi.json."""
-    tags = [
+    tags: list[Tag | dict[str, Any]] = [
         Tag("secrets", "For creators and readers."),
         Tag("receipts", "For creators: what became of a secret, and the way to burn it."),
         Tag("health", "For whoever runs the service."),
@@ -114,7 +114,7 @@ def init_app(app: Quart, version: str) -> None:
         redoc_ui_path=None,
         scalar_ui_path=None,
         info=Info("quart_ots", version, description=DESCRIPTION, summary="One-time secrets as a JSON API."),
-        tags=list(tags),
+        tags=tags,
         conversion_preference="pydantic",
         openapi_provider_class=Provider,
     )

@@ -137,8 +137,10 @@ class EmbeddedDatabase:
                 await self._until_broken(read)
                 self._logger.error("the embedded database has ended or is stuck: starting it again")
                 await self.stop()
-                with contextlib.suppress(EmbeddedError):
+                try:
                     await self.start()
+                except (EmbeddedError, OSError) as error:
+                    self._logger.error("it does not start: %s", error)
                 await asyncio.sleep(SETTLING)
         finally:
             await self.stop()

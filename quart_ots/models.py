@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
 
 from beanie import Document, Indexed
-from pymongo.errors import PyMongoError
+from pymongo.errors import OperationFailure, PyMongoError
 from quart import current_app
 
 from .errors import AlreadyEndedError, DatabaseUnavailableError, ReceiptNotFoundError, SecretNotFoundError
@@ -153,7 +153,8 @@ async def claim(lookup_id: str, now: datetime) -> None:
             won = await _step({"_id": lookup_id, "state": "pending"}, taken)
             if not won and in_doubt:
                 won = await _step({"_id": lookup_id, "claim": mine}, taken)
-        except PyMongoError:
+        except PyMongoError as error:
+            current_app.logger.error("a claim is in doubt: %s", describe(error))
             in_doubt = True
             continue
         if not won:
@@ -187,4 +188,10 @@ async def _delete_envelope(lookup_id: str) -> None:
     try:
         await Envelope.get_motor_collection().delete_one({"_id": lookup_id})
     except PyMongoError as error:
-        current_app.logger.warning("an envelope is left to its TTL: %s", type(error).__name__)
+        current_app.logger.warning("an envelope is left to its TTL: %s", describe(error))
+
+
+def describe(error: PyMongoError) -> str:
+    """Say what went wrong with the database without its message, which may quote documents."""
+    details = (error.details or {}) if isinstance(error, OperationFailure) else {}
+    return " ".join([type(error).__name__, *(str(details[name]) for name in ("code", "codeName") if name in details)])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from ipaddress import AddressValueError, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv6Address, IPv6Network, ip_address
 
 from quart import Quart, Response, current_app, request
 from quart_rate_limiter import RateLimit, RateLimiter
@@ -59,9 +59,8 @@ def budget_of(peer: str, forwarded_for: Sequence[str], trusted_proxies: int) -> 
 
     """
     entries = ",".join(forwarded_for).split(",")
-    if 0 < trusted_proxies <= len(entries):
-        return _network(entries[-trusted_proxies].strip()) or _network(peer) or peer
-    return _network(peer) or peer
+    believed = _network(entries[-trusted_proxies].strip()) if 0 < trusted_proxies <= len(entries) else None
+    return believed or _network(peer) or peer
 
 
 def _network(text: str) -> str | None:
@@ -72,7 +71,7 @@ def _network(text: str) -> str | None:
         text = text.partition(":")[0]
     try:
         address = ip_address(text)
-    except (AddressValueError, ValueError):
+    except ValueError:
         return None
     if not isinstance(address, IPv6Address):
         return str(address)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -67,6 +67,12 @@ class Parts:
     cost: int
     clock: Callable[[], datetime]
     database: Database
+    # What goes on when its client has hung up. Held here, as the event loop itself holds tasks but weakly.
+    steps: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    async def finish(self) -> None:
+        """Wait for the steps that go on: the app may not end between an attempt and its outcome."""
+        await asyncio.gather(*self.steps, return_exceptions=True)
 
 
 def utc_now() -> datetime:
@@ -98,12 +104,10 @@ async def _to_the_end(step: Coroutine[Any, Any, T]) -> T:
     task = asyncio.create_task(step)
     # Looks at the error, or asyncio would log it when nobody is left to raise it for.
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
-    _steps.add(task)
-    task.add_done_callback(_steps.discard)
+    steps = _parts().steps
+    steps.add(task)
+    task.add_done_callback(steps.discard)
     return await asyncio.shield(task)
-
-
-_steps: set[asyncio.Task[Any]] = set()  # the event loop itself holds tasks but weakly
 
 
 @blueprint.post("/generate")

@@ -50,7 +50,8 @@ class Service:
         self._command = [part.format(port=self.port) for part in command or HYPERCORN]
         defaults = {"INSTANCE_PATH": str(folder / "instance"), "BCRYPT_COST": "4", "RATE_LIMIT": "1000000"}
         environment = {f"QUART_OTS_{name}": value for name, value in {**defaults, **settings}.items()}
-        self.environment = {**os.environ, "PYTHONPATH": str(source), **environment}
+        outside = {name: value for name, value in os.environ.items() if not name.startswith("QUART_OTS_")}
+        self.environment = {**outside, "PYTHONPATH": str(source), **environment}
         self.folder = folder
         # Not kept alive: tests end services under their clients.
         self.client = httpx.Client(

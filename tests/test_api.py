@@ -1,6 +1,7 @@
 """The API in process: each call, each status, each step of a secret's life."""
 
 import asyncio
+import hashlib
 import json
 from datetime import timedelta
 from typing import Any
@@ -11,7 +12,7 @@ from pymongo.errors import AutoReconnect, NetworkTimeout
 from quart import Quart
 from quart.typing import TestClientProtocol as Client
 
-from quart_ots import crypto, models, routes
+from quart_ots import crypto, models
 from quart_ots.errors import BusyError, SecretNotFoundError
 from quart_ots.kdf import KdfPool
 from tests.conftest import SECRET, Clock, Created, post, read, receipt
@@ -213,6 +214,7 @@ async def test_database_holds_no_secret_no_phrase_no_key(client: Client, created
 
     for text in (created.secret_key, created.receipt_key, SECRET, PHRASE):
         assert text not in stored
+        assert hashlib.sha256(text.encode()).hexdigest() not in stored
     assert crypto.lookup_id(created.secret_key) in stored
 
 
@@ -329,6 +331,7 @@ async def test_database_away_for_good_is_503(
 
     assert answer.status_code == 503
     assert int(answer.headers["Retry-After"]) > 0
+    assert "a claim is in doubt: AutoReconnect" in caplog.text
     assert created.secret_key not in caplog.text
 
 
@@ -443,8 +446,7 @@ async def hang_up(app: Quart, secret_key: str, phrase: str, moment: asyncio.Even
         **{"query_string": b"", "headers": [(b"host", b"h"), (b"content-type", b"application/json")]},
     }
     await app(scope, receive, send)
-    while routes._steps:
-        await asyncio.wait(routes._steps)
+    await app.extensions["quart_ots"].finish()
     return sent
 
 

@@ -14,7 +14,7 @@ from pymongo import ReadPreference, WriteConcern
 
 from quart_ots import config, create_app, db
 from quart_ots.config import SETTINGS, StartError, load_key_ring
-from quart_ots.crypto import key_id
+from quart_ots.crypto import key_id, new_master_key
 from tests.service import ROOT
 
 KEYS = [bytes([number]) * 32 for number in (1, 2)]
@@ -107,6 +107,34 @@ def test_unknown_name_in_file_and_call(folder: Path) -> None:
     assert create_app().config["TESTING"] is True
 
 
+def test_key_file_of_many_rivals(folder: Path) -> None:
+    """Of many processes that make the key file at once, whatever their ids, all use the same one."""
+    (folder / "instance").mkdir()
+    code = (
+        "import os, sys; os.getpid = lambda: 1\nfrom quart_ots import config\nsys.stdin.read()\n"
+        "print(config.load_key_ring({'MASTER_KEYS': None, 'MASTER_KEYS_FILE': None, "
+        "'INSTANCE_PATH': config.Path('instance')}).ids)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    rivals = [
+        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        for _ in range(8)
+    ]
+
+    rings = set()
+    for rival in rivals:
+        assert rival.stdin is not None
+        rival.stdin.close()
+    for rival in rivals:
+        with rival:
+            assert rival.stdout is not None
+            rings.add(rival.stdout.read())
+
+    assert [rival.wait(30) for rival in rivals] == [0] * 8
+    assert len(rings) == 1
+    assert [file.name for file in (folder / "instance").iterdir()] == ["master.key"]
+
+
 def test_broken_files(folder: Path) -> None:
     """A config.py that is no Python, and an instance folder that can't be made, are told in a line."""
     (folder / "instance").mkdir()
@@ -114,6 +142,9 @@ def test_broken_files(folder: Path) -> None:
     assert "config.py can't be read: SyntaxError" in refusal()
     (folder / "file").touch()
     assert "QUART_OTS_INSTANCE_PATH" in refusal(INSTANCE_PATH="file/instance")
+    assert "QUART_OTS_INSTANCE_PATH is empty" in refusal(INSTANCE_PATH="")
+    (folder / "instance" / "config.py").write_text("INSTANCE_PATH = 'elsewhere'\n")
+    assert "can't set INSTANCE_PATH" in refusal()
 
 
 def test_key_file_is_made_once(folder: Path) -> None:
@@ -134,13 +165,12 @@ def test_key_file_of_a_rival(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """Of two processes that make the key file at once, both use the one that was first."""
     path = folder / "instance" / "master.key"
     path.parent.mkdir()
-    write = config.write_private
 
-    def write_after_a_rival(draft: Path, text: str) -> None:
-        write(draft, text)
-        path.write_text(TEXTS[0])
+    def draw_after_a_rival() -> bytes:
+        config.write_private(path, TEXTS[0])
+        return new_master_key()
 
-    monkeypatch.setattr(config, "write_private", write_after_a_rival)
+    monkeypatch.setattr("quart_ots.config.new_master_key", draw_after_a_rival)
 
     assert load_key_ring(create_app().config).ids == IDS[:1]
 

@@ -69,7 +69,7 @@ def test_database_that_dies_is_started_again(tmp_path: Path) -> None:
         assert "starting it again" in service.log.read_text()
 
 
-def test_database_that_is_stuck_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_database_that_is_stuck_is_started_again(tmp_path: Path) -> None:
     """A database that stopped answering is ended and started again."""
     with running(tmp_path, {}) as service:
         waiting = service.generate("waits")
@@ -161,7 +161,7 @@ def test_lost_password_file_is_mended(tmp_path: Path) -> None:
         assert service.read(created["secret_key"]).status_code == 200
 
 
-def test_missing_database_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_database_package(tmp_path: Path) -> None:
     """Without SecantusDB and without a URL the start ends with a line that names both ways out."""
     hypercorn = (sys.executable, *HYPERCORN[1:])
     code = (
