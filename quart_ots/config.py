@@ -198,12 +198,12 @@ def load_key_ring(config: Mapping[str, Any]) -> KeyRing:
 
     """
     if config["MASTER_KEYS_FILE"] is not None:
-        return _parse_keys(f"{PREFIX}_MASTER_KEYS_FILE", _read_one(config, "MASTER_KEYS").splitlines())
+        return _parse_keys(f"{PREFIX}_MASTER_KEYS_FILE", _lines(_read_one(config, "MASTER_KEYS")))
     if config["MASTER_KEYS"] is not None:
         return _parse_keys(f"{PREFIX}_MASTER_KEYS", config["MASTER_KEYS"].split(","))
     path = config["INSTANCE_PATH"] / MASTER_KEY_FILE
     _make_key_file(path)
-    return _parse_keys(str(path), _read(str(path), path).splitlines())
+    return _parse_keys(str(path), _lines(_read(str(path), path)))
 
 
 def _read_one(config: Mapping[str, Any], name: str) -> str:
@@ -221,10 +221,12 @@ def _read(source: str, path: Path) -> str:
         raise StartError(f"{source} can't be read: {type(error).__name__}") from None
 
 
+def _lines(text: str) -> list[str]:
+    """Give the lines of a key file that have a key. In a variable, an empty key is a mistake."""
+    return [line for line in text.splitlines() if line.strip()]
+
+
 def _parse_keys(source: str, texts: list[str]) -> KeyRing:
-    """Make a ring of keys in base64. Empty lines of a file are no keys, but an empty variable is a mistake."""
-    if source != f"{PREFIX}_MASTER_KEYS":
-        texts = [text for text in texts if text.strip()]
     try:
         return KeyRing([base64.b64decode(text.strip().encode(), validate=True) for text in texts])
     except binascii.Error:

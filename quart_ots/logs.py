@@ -99,10 +99,11 @@ def init_app(app: Quart) -> None:
 
     app.asgi_app = asgi_app  # type: ignore[method-assign]
     app.after_request(show_route)
+    filters = (AccessLogFilter(app), ExceptionFilter())
     for name in ("asyncio", "hypercorn.access", "hypercorn.error", app.logger.name):
         logger = logging.getLogger(name)
         # One process may make several apps, all of which log to the same loggers.
         for old in [filter_ for filter_ in logger.filters if isinstance(filter_, AccessLogFilter | ExceptionFilter)]:
             logger.removeFilter(old)
-        logger.addFilter(AccessLogFilter(app))
-        logger.addFilter(ExceptionFilter())
+        for new in filters:
+            logger.addFilter(new)

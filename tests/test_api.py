@@ -256,11 +256,7 @@ async def test_claim_whose_connection_broke(
             await update_one(condition, update)
         raise error("cut")
 
-    monkeypatch.setattr(
-        models.Secret,
-        "get_motor_collection",
-        staticmethod(lambda: Broken(collection, update_one=update_once_without_reply)),
-    )
+    break_collection(monkeypatch, models.Secret, update_one=update_once_without_reply)
 
     answer = await read(client, created.secret_key)
 
@@ -284,9 +280,7 @@ async def test_claim_lost_while_the_connection_was_broken(
             raise AutoReconnect("cut")
         return await update_one(condition, update)
 
-    monkeypatch.setattr(
-        models.Secret, "get_motor_collection", staticmethod(lambda: Broken(collection, update_one=lose_to_another))
-    )
+    break_collection(monkeypatch, models.Secret, update_one=lose_to_another)
 
     answer = await read(client, created.secret_key)
 
@@ -323,9 +317,7 @@ async def test_database_away_for_good_is_503(
 
     collection = models.Secret.get_motor_collection()
     update_one = collection.update_one
-    monkeypatch.setattr(
-        models.Secret, "get_motor_collection", staticmethod(lambda: Broken(collection, update_one=fail))
-    )
+    break_collection(monkeypatch, models.Secret, update_one=fail)
 
     answer = await read(client, created.secret_key)
 
@@ -364,10 +356,7 @@ async def test_envelope_that_was_not_deleted_answers_all_the_same(
     async def fail(*_: Any) -> None:
         raise AutoReconnect("cut")
 
-    collection = models.Envelope.get_motor_collection()
-    monkeypatch.setattr(
-        models.Envelope, "get_motor_collection", staticmethod(lambda: Broken(collection, delete_one=fail))
-    )
+    break_collection(monkeypatch, models.Envelope, delete_one=fail)
 
     answer = await read(client, created.secret_key)
 
