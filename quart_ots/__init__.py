@@ -9,7 +9,8 @@ from typing import Any
 
 from quart import Quart, Response
 
-from . import config, db, docs, errors, logs, ratelimit, routes
+from . import cli, config, db, docs, errors, logs, metrics, observe, ratelimit, routes
+from .drain import Drain
 from .kdf import KdfPool
 from .schemas import MAX_BODY_BYTES, StrictRequest
 
@@ -57,18 +58,24 @@ def create_app(overrides: Mapping[str, Any] | None = None, clock: Callable[[], d
         SEND_FILE_MAX_AGE_DEFAULT=None,
         PROPAGATE_EXCEPTIONS=False,  # debug mode would answer with a traceback
     )
-    config.load(app, overrides or {})
+    sources = config.load(app, overrides or {})
+    logs.install(app.config)
     ring = config.load_key_ring(app.config)
     kdf = KdfPool(app.config["KDF_THREADS"], app.config["KDF_QUEUE"])
 
+    observe.init_app(app)
     errors.init_app(app)
     docs.init_app(app, __version__)
     app.register_blueprint(routes.blueprint)
     app.register_blueprint(routes.health)
+    if app.config["METRICS_BIND"] is None:
+        app.register_blueprint(routes.figures)
     ratelimit.init_app(app, limited=routes.blueprint.name)
-    database = db.Database(app, ring)
-    parts = routes.Parts(ring, kdf, app.config["BCRYPT_COST"], clock, database)
+    database, drain = db.Database(app, ring), Drain(app.config["DRAIN"])
+    parts = routes.Parts(ring, kdf, app.config["BCRYPT_COST"], clock, database, drain)
     app.extensions[routes.EXTENSION] = parts
+    drain.init_app(app)
+    metrics.init_app(app, __version__)
     # In this order: what goes on needs the database and the threads.
     app.after_serving(parts.finish)
     database.init_app(app)
@@ -76,6 +83,7 @@ def create_app(overrides: Mapping[str, Any] | None = None, clock: Callable[[], d
     app.after_request(_harden)
     app.after_websocket(_harden)  # type: ignore[type-var]  # only refusals: there are no websockets here
     logs.init_app(app)
+    cli.init_app(app, database, ring, sources)
     return app
 
 

@@ -6,6 +6,7 @@ instance folder, what ``create_app`` is called with. `table` writes README's tab
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import contextlib
@@ -15,10 +16,11 @@ import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from quart import Quart
+from quart import Config, Quart
 
 from .crypto import COSTS, KeyRing, new_master_key
 
@@ -36,15 +38,22 @@ class StartError(SystemExit):
         super().__init__(f"quart_ots: {message}")
 
 
+def end_with(message: str) -> StartError:
+    """Give a StartError to raise while the event loop runs: asyncio would add tracebacks of what it cancels then."""
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+    return StartError(message)
+
+
 @dataclass(frozen=True)
 class Setting:
-    """One setting. Text unless it has bounds: then a whole number from the first to the second."""
+    """One setting. Text, one of a few choices, or, with bounds, a whole number from the first to the second."""
 
     name: str
     default: str | int | None
     unit: str
     why: str
     bounds: tuple[int, int] | None = None
+    choices: tuple[str, ...] = ()
 
     @property
     def variable(self) -> str:
@@ -53,6 +62,10 @@ class Setting:
 
     def check(self, value: Any) -> Any:
         """Give the value as the setting's type, or raise StartError."""
+        if self.choices:
+            if value in self.choices:
+                return value
+            raise StartError(f"{self.variable} must be one of {', '.join(self.choices)}")
         if self.bounds is None:
             if value is None or isinstance(value, str | os.PathLike):
                 return value
@@ -136,12 +149,49 @@ SETTINGS = (
         "With too large a number, clients choose their own address.",
         (0, 10),
     ),
+    Setting(
+        "METRICS_BIND",
+        None,
+        "host:port",
+        "Where to serve /metrics alone, such as 127.0.0.1:9108, and then no longer where everyone may ask.",
+    ),
+    Setting(
+        "LOG_FORMAT",
+        "auto",
+        "word",
+        "How to log, always to stderr. auto: colours on a terminal, JSON elsewhere.",
+        choices=("auto", "json", "console"),
+    ),
+    Setting(
+        "LOG_LEVEL",
+        "info",
+        "word",
+        "The least to log. The line for each request is info.",
+        choices=("info", "warning", "error"),
+    ),
+    Setting(
+        "LOG_ADDRESSES",
+        0,
+        "0 or 1",
+        "1: the line for each request has the client's address.",
+        (0, 1),
+    ),
+    Setting(
+        "DRAIN",
+        0,
+        "seconds",
+        "How long to go on serving after SIGTERM, while /health/ready says 503 so that a load balancer turns away.",
+        (0, 300),
+    ),
 )
 _NAMES = {setting.name: setting for setting in SETTINGS}
 
 
-def load(app: Quart, overrides: Mapping[str, Any]) -> None:
+def load(app: Quart, overrides: Mapping[str, Any]) -> dict[str, str]:
     """Fill the app's config from all sources, and make the instance folder (mode 0700) where there is none.
+
+    Returns:
+        Where each setting's value came from, in words for the operator.
 
     Raises:
         StartError: A name is unknown or a value out of bounds, told without showing the value of a key.
@@ -152,6 +202,7 @@ def load(app: Quart, overrides: Mapping[str, Any]) -> None:
         if variable.startswith(f"{PREFIX}_") and variable[len(PREFIX) + 1 :] not in _NAMES:
             raise StartError(f"{variable} is not a setting{_nearest(variable[len(PREFIX) + 1 :])}")
     app.config.from_mapping({setting.name: setting.default for setting in SETTINGS})
+    sources = {setting.name: setting.variable if setting.variable in os.environ else "default" for setting in SETTINGS}
     # Left as text: JSON would make a number of a folder named 2026, and a float of 1e1.
     app.config.from_prefixed_env(PREFIX, loads=str)
 
@@ -163,10 +214,13 @@ def load(app: Quart, overrides: Mapping[str, Any]) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise StartError(f"{PREFIX}_INSTANCE_PATH: {error.strerror}: {folder}") from None
-    _load_file(app, folder / "config.py")
-    if app.config["INSTANCE_PATH"] != path and "INSTANCE_PATH" not in overrides:
+    own = _load_file(folder / "config.py")
+    if own.get("INSTANCE_PATH", path) != path and "INSTANCE_PATH" not in overrides:
         raise StartError(f"{folder / 'config.py'} is in the instance folder and can't set INSTANCE_PATH")
+    app.config.from_mapping(own)
+    sources.update(dict.fromkeys(own, str(folder / "config.py")))
     app.config.from_mapping(overrides)
+    sources.update(dict.fromkeys(overrides, "create_app"))
     app.config["INSTANCE_PATH"] = folder
 
     for name in app.config:
@@ -176,13 +230,35 @@ def load(app: Quart, overrides: Mapping[str, Any]) -> None:
         app.config[setting.name] = setting.check(app.config[setting.name])
     if app.config["MONGODB_URL_FILE"] is not None:
         app.config["MONGODB_URL"] = _read_one(app.config, "MONGODB_URL").strip()
+        sources["MONGODB_URL"] = str(app.config["MONGODB_URL_FILE"])
+    if app.config["METRICS_BIND"] is not None:
+        read_bind(app.config["METRICS_BIND"])
+    return sources
 
 
-def _load_file(app: Quart, path: Path) -> None:
+def _load_file(path: Path) -> Config:
+    own = Config(path.parent)
     try:
-        app.config.from_pyfile(path, silent=True)
+        own.from_pyfile(path, silent=True)
     except Exception as error:  # whatever the operator's own Python raises
         raise StartError(f"{path} can't be read: {type(error).__name__}") from None
+    return own
+
+
+def read_bind(text: str) -> tuple[str, int]:
+    """Take METRICS_BIND apart into address and port; StartError if it is not a pair of the two."""
+    host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    try:
+        ip_address(host)
+        number = int(port) if re.fullmatch("[0-9]{1,5}", port) else 0
+    except ValueError:
+        number = 0
+    if not 0 < number < 65_536:
+        raise StartError(
+            f"{PREFIX}_METRICS_BIND must be an IP address and a port, such as 127.0.0.1:9108 or [::1]:9108"
+        )
+    return host, number
 
 
 def _nearest(name: str) -> str:
@@ -267,6 +343,7 @@ def table() -> str:
     rows = ["| variable | default | unit, bounds | what for |", "|---|---|---|---|"]
     for setting in SETTINGS:
         default = "-" if setting.default is None else f"`{setting.default}`"
-        bounds = "" if setting.bounds is None else f", {setting.bounds[0]:,} to {setting.bounds[1]:,}"
+        bounds = "" if setting.bounds in (None, (0, 1)) else f", {setting.bounds[0]:,} to {setting.bounds[1]:,}"
+        bounds += "".join(f", {choice}" for choice in setting.choices)
         rows.append(f"| `{setting.variable}` | {default} | {setting.unit}{bounds} | {setting.why} |")
     return "\n".join(rows)

@@ -1,10 +1,11 @@
-"""Connects to MongoDB, or starts the embedded server; makes the indexes; tells when the database is away."""
+"""Connects to MongoDB, or starts the embedded server; looks it over; tells when it is away."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,9 +15,11 @@ from beanie.exceptions import CollectionWasNotInitialized
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure, PyMongoError
+from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
 from quart import Quart, Response
 
-from .config import PREFIX, StartError, write_private
+from . import checks, metrics
+from .config import PREFIX, StartError, end_with, write_private
 from .crypto import KeyRing
 from .embedded import EmbeddedDatabase, EmbeddedError
 from .errors import DatabaseUnavailableError, answer_api_error
@@ -38,9 +41,30 @@ OPTIONS: dict[str, Any] = {
     "socketTimeoutMS": 5000,
     "waitQueueTimeoutMS": 2000,
 }
-# Seconds between two tries to make the indexes of a database that was away at the start.
+# Milliseconds for a command of the operator's, which may have a whole collection to count.
+PATIENT = {"socketTimeoutMS": 600_000}
+# Seconds between two looks at a database that was away at the start.
 RETRY_INTERVAL = 1
+# Seconds in which a database has to answer that shall be called ready.
+READY_TIMEOUT = 1
 PASSWORD_FILE = "database.password"  # noqa: S105  # the name of a file
+
+
+class CommandMetrics(CommandListener):
+    """Measures the driver's commands. Called in the driver's threads."""
+
+    def started(self, event: CommandStartedEvent) -> None:
+        """Wait for what comes of it."""
+
+    def succeeded(self, event: CommandSucceededEvent) -> None:
+        """Measure a command that was answered."""
+        command = event.command_name if event.command_name in metrics.COMMANDS else metrics.OTHER
+        metrics.COMMAND_DURATION.labels(command).observe(event.duration_micros / 1e6)
+
+    def failed(self, event: CommandFailedEvent) -> None:
+        """Count a command that was refused, or whose answer did not come."""
+        command = event.command_name if event.command_name in metrics.COMMANDS else metrics.OTHER
+        metrics.COMMAND_FAILURES.labels(command).inc()
 
 
 class Database:
@@ -70,22 +94,12 @@ class Database:
             StartError: The embedded database can't be started.
 
         """
-        url = self._url
-        if url is None:
-            self._embedded = EmbeddedDatabase(self._folder, self._logger)
-            try:
-                url = await self._start_embedded(self._embedded)
-            except (EmbeddedError, PyMongoError) as error:
-                # The process ends with this line; asyncio would add tracebacks of what it cancels.
-                asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
-                raise StartError(describe(error) if isinstance(error, PyMongoError) else str(error)) from None
-            self._logger.warning("embedded database: for local use by one process, not for real secrets under load")
-        self._client = _client(url)
+        self._client = _client(await self._locate())
         if self._embedded is not None:
-            self._tasks.append(asyncio.create_task(self._embedded.watch(self.check)))
-        if not await self._prepare():
-            self._tasks.append(asyncio.create_task(self._prepare_later()))
-        self._tasks.append(asyncio.create_task(self._warn_of_missing_keys()))
+            self._logger.warning("embedded database: for local use by one process, not for real secrets under load")
+            self._in_background(self._embedded.watch(self.check))
+        prepared = await self._prepare()
+        self._in_background(self._finish_checks(prepared))
 
     async def close(self) -> None:
         """Disconnect, and stop the embedded server."""
@@ -98,10 +112,34 @@ class Database:
         if self._embedded is not None:
             self._embedded.unlock()
 
+    @contextlib.asynccontextmanager
+    async def opened(self) -> AsyncIterator[None]:
+        """Open for the time of a block, for one of the operator's commands.
+
+        Raises:
+            StartError: It does not answer, then or within the block, or is too old, or another process uses the
+                embedded one.
+
+        """
+        try:
+            self._client = _client(await self._locate(), **PATIENT)
+            await self._look_over()
+            yield
+        except PyMongoError as error:
+            raise StartError(f"the database failed: {describe(error)}") from None
+        except checks.OldDatabaseError as error:
+            raise StartError(str(error)) from None
+        finally:
+            if self._client is not None:
+                self._client.close()
+            if self._embedded is not None:
+                await self._embedded.stop()
+
     def init_app(self, app: Quart) -> None:
         """Open when the app starts to serve, close after it, and answer 503 while the database is away."""
 
         async def answer(error: Exception) -> Response:
+            metrics.DATABASE_ERRORS.inc()
             if isinstance(error, PyMongoError):
                 app.logger.error("the database failed: %s", describe(error))
             return await answer_api_error(DatabaseUnavailableError())
@@ -112,41 +150,70 @@ class Database:
         app.after_serving(self.close)
 
     async def check(self) -> None:
-        """Read something, or raise: PyMongoError, or CollectionWasNotInitialized before the indexes are made."""
-        await Secret.get("none has this id")
+        """Read something, or raise.
+
+        A ping would not do: SecantusDB answers one even when its storage is broken, and any MongoDB before its
+        indexes are made.
+
+        Raises:
+            PyMongoError, CollectionWasNotInitialized: As the driver and Beanie raise them.
+            DatabaseUnavailableError: No answer within READY_TIMEOUT.
+
+        """
+        try:
+            await asyncio.wait_for(Secret.get("none has this id"), READY_TIMEOUT)
+        except TimeoutError:
+            raise DatabaseUnavailableError from None
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        task.add_done_callback(self._note_end)
+        self._tasks.append(task)
+
+    def _note_end(self, task: asyncio.Task[None]) -> None:
+        """Log what ended a task that nobody waits for."""
+        if not task.cancelled() and (error := task.exception()):
+            self._logger.error("a task has failed", exc_info=error)
+
+    async def _look_over(self) -> None:
+        """Check the server and make the indexes; PyMongoError or OldDatabaseError if it can't serve."""
+        assert self._client is not None
+        told = await checks.look_over_server(self._client)
+        await init_beanie(self._client.get_default_database(NAME), document_models=[Secret, Envelope])
+        for level, line in told:
+            self._logger.log(level, line)
+        self._logger.info("indexes: in place")
 
     async def _prepare(self) -> bool:
-        """Make the indexes; say whether that went well."""
-        assert self._client is not None
-        database = self._client.get_default_database(NAME)
+        """Look the database over; say whether it can serve."""
         try:
-            await init_beanie(database, document_models=[Secret, Envelope])
-        except PyMongoError as error:
-            self._logger.warning("the database is not ready: %s", describe(error))
+            await self._look_over()
+        except (PyMongoError, checks.OldDatabaseError) as error:
+            reason = describe(error) if isinstance(error, PyMongoError) else str(error)
+            self._logger.warning("the database is not ready: %s", reason)
             return False
         return True
 
-    async def _prepare_later(self) -> None:
-        while not await self._prepare():
+    async def _finish_checks(self, prepared: bool) -> None:
+        """Wait for a database that was away, and count the envelopes that can't be opened: there may be many."""
+        while not prepared:
             await asyncio.sleep(RETRY_INTERVAL)
-        self._logger.warning("the database is ready")
+            prepared = await self._prepare()
+        try:
+            for level, line in await checks.look_over_keys(self._ring):
+                self._logger.log(level, line)
+        except PyMongoError as error:
+            self._logger.warning("master keys: the envelopes under each could not be counted: %s", describe(error))
 
-    async def _warn_of_missing_keys(self) -> None:
-        """Count envelopes that wait under keys the ring lacks. In the background, as there may be many."""
-        missing = {"key_id": {"$nin": self._ring.ids}, "expires_at": {"$gt": datetime.now(UTC)}}
-        while True:
-            try:
-                counts = await Envelope.aggregate(
-                    [{"$match": missing}, {"$group": {"_id": "$key_id", "count": {"$sum": 1}}}]
-                ).to_list()
-            except (PyMongoError, CollectionWasNotInitialized):
-                await asyncio.sleep(RETRY_INTERVAL)
-                continue
-            for row in counts:
-                self._logger.warning(
-                    "%d secrets wait under master key %s, which the ring lacks", row["count"], row["_id"]
-                )
-            return
+    async def _locate(self) -> str:
+        """Give the database's URL, starting the embedded one if there is none; StartError if that fails."""
+        if self._url is not None:
+            return self._url
+        self._embedded = EmbeddedDatabase(self._folder, self._logger)
+        try:
+            return await self._start_embedded(self._embedded)
+        except (EmbeddedError, PyMongoError) as error:
+            raise end_with(describe(error) if isinstance(error, PyMongoError) else str(error)) from None
 
     async def _start_embedded(self, embedded: EmbeddedDatabase) -> str:
         """Start the embedded server and give its URL. The first start makes the user that later ones ask for."""
@@ -169,8 +236,8 @@ class Database:
         return f"mongodb://{NAME}:{password}@127.0.0.1:{embedded.port}/?authSource=admin&directConnection=true"
 
 
-def _client(url: str) -> AsyncIOMotorClient[dict[str, Any]]:
-    return AsyncIOMotorClient(url, **OPTIONS)
+def _client(url: str, **options: Any) -> AsyncIOMotorClient[dict[str, Any]]:
+    return AsyncIOMotorClient(url, **{**OPTIONS, **options}, event_listeners=[CommandMetrics()])
 
 
 async def _make_user(client: AsyncIOMotorClient[dict[str, Any]], password: str) -> None:

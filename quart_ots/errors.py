@@ -10,6 +10,7 @@ ApiError                         never raised itself
 ├── UnsupportedMediaTypeError    415  says what was expected
 └── UnavailableError             503  says when to come back
     ├── BusyError                     the KDF pool is full
+    ├── DrainingError                 the server is being stopped
     ├── DatabaseUnavailableError
     └── UnreadableError               the envelope is damaged, or its master key is missing
 
@@ -22,7 +23,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, ClassVar, cast
+from types import MappingProxyType
+from typing import Any, cast
 
 from pydantic import ValidationError
 from quart import Quart, Response, current_app
@@ -31,6 +33,7 @@ from quart_schema import RequestSchemaValidationError
 from werkzeug.exceptions import HTTPException
 
 from . import crypto
+from .observe import request_id
 
 # A body of unknown fields would be answered at four times its length otherwise.
 MAX_FAULTS = 20
@@ -43,7 +46,7 @@ class ApiError(Exception):
     name: str  # the last part of the problem's type
     title: str  # the same for every occurrence
     detail: str
-    headers: ClassVar[Mapping[str, str]] = {}
+    headers: Mapping[str, str] = MappingProxyType({})
 
     def members(self) -> dict[str, Any]:
         """Give what this kind of problem says beyond the members of RFC 9457."""
@@ -142,17 +145,32 @@ class UnsupportedMediaTypeError(ApiError):
 
 
 class UnavailableError(ApiError):
-    """It can't be done now; later it may."""
+    """It can't be done now; later it may.
+
+    Args:
+        retry_after: Whole seconds after which it is worth another try.
+
+    """
 
     status = 503
-    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "2"}  # seconds
+
+    def __init__(self, retry_after: int = 2) -> None:
+        super().__init__()
+        self.headers = {"Retry-After": str(retry_after)}
 
 
 class BusyError(UnavailableError):
-    """The KDF pool and its queue are full."""
+    """The KDF pool and its queue are full. Retry-After estimates when what is in them will be done."""
 
     name, title = "busy", "Busy"
     detail = "Too many secrets are being sealed and opened at once. No attempt was taken."
+
+
+class DrainingError(UnavailableError):
+    """The server has been told to stop, and should get no new work."""
+
+    name, title = "draining", "Draining"
+    detail = "This server is being stopped. It answers what it is asked, but another should be asked."
 
 
 class DatabaseUnavailableError(UnavailableError):
@@ -177,7 +195,7 @@ _HTTP = {
     408: ("request-timeout", "Request timeout", "The body did not arrive in time."),
     413: ("body-too-large", "Body too large", "The body is larger than any valid one."),
     429: ("too-many-requests", "Too many requests", "Wait for as many seconds as the Retry-After header says."),
-    500: ("internal-error", "Internal error", "The service is at fault. The operator has been told."),
+    500: ("internal-error", "Internal error", "The service is at fault. Its log has more under the request_id."),
 }
 
 # pydantic's error types in words. Its own messages can quote what was sent.
@@ -209,7 +227,8 @@ async def answer_http_error(error: HTTPException) -> Response:
     phrase = HTTPStatus(status).phrase
     name, title, detail = _HTTP.get(status, (phrase.lower().replace(" ", "-"), phrase, f"{phrase}."))
     kept = {key: value for key, value in error.get_headers() if key in ("Allow", "Retry-After")}
-    return problem(status, name, title, detail, {}, kept)
+    members = {"request_id": request_id()} if status == 500 else {}
+    return problem(status, name, title, detail, members, kept)
 
 
 async def answer_validation_error(error: RequestSchemaValidationError) -> Response:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
+from . import metrics
 from .errors import BusyError
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+# Seconds that a key is taken to need until one has shown it: bcrypt's at cost 10.
+FIRST_GUESS = 0.065
+# The share of the newest in the average.
+NEWEST = 0.1
 
 
 class KdfPool:
@@ -25,9 +33,21 @@ class KdfPool:
     """
 
     def __init__(self, threads: int, queue: int) -> None:
-        threads = threads or os.cpu_count() or 1
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="kdf")
-        self._free = threads + queue
+        self._threads = threads or os.cpu_count() or 1
+        self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="kdf")
+        self._places = self._free = self._threads + queue
+        self._seconds = FIRST_GUESS  # a key's, on the average of late
+        metrics.KDF_THREADS.set(self._threads)
+        metrics.KDF_PLACES.set(self._places)
+
+    def check(self) -> None:
+        """Raise BusyError where there is no place."""
+        if self._free == 0:
+            raise BusyError(self.patience())
+
+    def patience(self) -> int:
+        """Estimate after how many whole seconds all who hold a place now will be through."""
+        return max(1, math.ceil((self._places - self._free) / self._threads * self._seconds))
 
     @contextmanager
     def place(self) -> Iterator[None]:
@@ -35,17 +55,33 @@ class KdfPool:
 
         Taking a place comes before taking an attempt, so that a busy server costs nobody one.
         """
-        if self._free == 0:
-            raise BusyError
+        try:
+            self.check()
+        except BusyError:
+            metrics.KDF_REFUSED.inc()
+            raise
         self._free -= 1
         try:
-            yield
+            with metrics.KDF_QUEUED.track_inprogress():
+                yield
         finally:
             self._free += 1
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a blocking function in the pool. Hold a `place` around it."""
-        return await asyncio.get_running_loop().run_in_executor(self._executor, lambda: function(*args, **kwargs))
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._timed, function, args, kwargs)
+
+    def _timed(self, function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+        started = time.perf_counter()
+        metrics.KDF_QUEUED.dec()
+        try:
+            with metrics.KDF_BUSY.track_inprogress():
+                return function(*args, **kwargs)
+        finally:
+            metrics.KDF_QUEUED.inc()
+            seconds = time.perf_counter() - started
+            metrics.KDF_DURATION.observe(seconds)
+            self._seconds += NEWEST * (seconds - self._seconds)
 
     def close(self) -> None:
         """Let what runs finish and drop what waits."""

@@ -1,27 +1,26 @@
-"""Keeps what clients send out of every log: keys stand in paths, and servers log paths.
+"""What is logged, and how: one stream, JSON or colours, and nothing in it that a client sent.
 
-The scope that the server logs from loses its path, query and headers as soon as the app sees it, whatever server
-that is. Hypercorn's access records, which can be written before that if a client hangs up at once, are rebuilt
-from the parts that hold nothing sent. And no exception is logged with its message: those of protocol errors
-quote whole requests.
+No exception is logged with its message: those of protocol errors quote whole requests. Hypercorn's access records,
+which can be written before the app sees a request, are rebuilt from the parts that hold nothing sent.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 import traceback
-from typing import Any, cast
-from urllib.parse import urlsplit
+from collections.abc import Mapping
+from typing import Any
 
+import structlog
 from hypercorn.logging import AccessLogAtoms
-from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
 from quart import Quart, has_request_context, request
 
-METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
+from .observe import METHODS, UNKNOWN
+
 # Hypercorn's names for what it or this service determines: status, length, times, process, scheme, protocol.
 SAFE_ATOMS = frozenset({"t", "s", "st", "S", "H", "b", "B", "T", "D", "L", "p"})
-SERVER_SCOPE = "quart_ots.server_scope"
-UNKNOWN = "-"
+HANDLER = "quart_ots"
 
 
 class AccessLogFilter(logging.Filter):
@@ -56,54 +55,96 @@ class ExceptionFilter(logging.Filter):
         return True
 
 
+class OneStreamFilter(logging.Filter):
+    """Takes away the terminal that Hypercorn's loggers write to by themselves: ours is the one they propagate to.
+
+    Its access log, which does not propagate, is off by that unless it goes to a file: a line for each request is ours.
+    Done when a record comes, as Hypercorn makes the loggers after the app has started.
+    """
+
+    def __init__(self, app: Quart) -> None:
+        super().__init__()
+        self._app = app.logger.name
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Keep the record as it is, unless `quart run` hands an access record to the app's own logger."""
+        if not _is_installed():
+            return True
+        logger = logging.getLogger(record.name)
+        logger.handlers = [handler for handler in logger.handlers if type(handler) is not logging.StreamHandler]
+        return not (isinstance(record.args, AccessLogAtoms) and record.name == self._app)
+
+
 def describe(error: BaseException) -> str:
-    """Give an exception's class and its lines of code.
+    """Give an exception's class, its route and its lines of code, and those of its causes, in one line.
 
-    Not its message nor those of its causes, which may quote what was sent.
+    Not their messages, which may quote what was sent.
     """
-    request_ = f" on {request.method} {request.url_rule or UNKNOWN}" if has_request_context() else ""
+    route = f" on {request.method} {request.url_rule or UNKNOWN}" if has_request_context() else ""
+    chain, cause = f"{type(error).__name__}{route}{_places(error)}", _cause(error)
+    while cause is not None:
+        chain += f", after {type(cause).__name__}{_places(cause)}"
+        cause = _cause(cause)
+    return chain
+
+
+def _cause(error: BaseException) -> BaseException | None:
+    return error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _places(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
-    lines = [f"\n  {frame.filename}:{frame.lineno} in {frame.name}" for frame in frames]
-    return f"{type(error).__name__}{request_}{''.join(lines)}"
+    return " at " + " > ".join(f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames) if frames else ""
 
 
-def read_target(target: str) -> str:
-    """Give the path of a request's target, such as /a or http://h/a. "/", where nothing is, if it has none.
+def formatter(colours: bool, as_json: bool) -> logging.Formatter:
+    """Write records, with the id of the request they belong to, as JSON or for people."""
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.ExtraAdder(),
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+    ]
+    last: list[Any] = [structlog.dev.ConsoleRenderer(colors=colours, timestamp_key="time")]
+    if as_json:
+        last = [structlog.processors.EventRenamer("message"), structlog.processors.JSONRenderer()]
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last]
+    )
 
-    Quart's own reading fails on an empty target and on a broken host: a 500.
-    """
-    try:
-        path = target if target.startswith("/") else urlsplit(target).path
-    except ValueError:
-        path = ""
-    return path if path.startswith("/") else "/"
+
+def _is_installed() -> bool:
+    return any(handler.name == HANDLER for handler in logging.getLogger().handlers)
+
+
+def install(config: Mapping[str, Any]) -> None:
+    """Log everything to stderr, unless whoever embeds the app has said where to."""
+    root = logging.getLogger()
+    for old in [handler for handler in root.handlers if handler.name == HANDLER]:
+        root.removeHandler(old)
+    if root.handlers:
+        return
+    terminal = sys.stderr.isatty()
+    as_json = config["LOG_FORMAT"] == "json" or (config["LOG_FORMAT"] == "auto" and not terminal)
+    handler = logging.StreamHandler()
+    handler.name = HANDLER
+    handler.setFormatter(formatter(terminal, as_json))
+    handler.addFilter(ExceptionFilter())
+    # Also on the handler: Hypercorn gives its loggers a level of their own.
+    handler.setLevel(config["LOG_LEVEL"].upper())
+    root.addHandler(handler)
+    root.setLevel(config["LOG_LEVEL"].upper())
+    logging.captureWarnings(True)
 
 
 def init_app(app: Quart) -> None:
-    """Guard the app, and the loggers of its server. Call it when all routes are there."""
-    inner = app.asgi_app
-
-    async def asgi_app(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        if scope["type"] == "lifespan":
-            return await inner(scope, receive, send)
-        shown = cast(dict[str, Any], scope)
-        # No route takes a query.
-        private: Any = {**shown, SERVER_SCOPE: shown, "path": read_target(shown["path"]), "query_string": b""}
-        shown.update(path=UNKNOWN, raw_path=UNKNOWN.encode(), query_string=b"", headers=[])
-        await inner(private, receive, send)
-
-    async def show_route(response: Any) -> Any:
-        if request.url_rule is not None:
-            cast(dict[str, Any], request.scope)[SERVER_SCOPE]["path"] = request.url_rule.rule
-        return response
-
-    app.asgi_app = asgi_app  # type: ignore[method-assign]
-    app.after_request(show_route)
-    filters = (AccessLogFilter(app), ExceptionFilter())
+    """Guard the loggers of the app and of its server, under any handler. Call it when all routes are there."""
+    filters = (AccessLogFilter(app), ExceptionFilter(), OneStreamFilter(app))
     for name in ("asyncio", "hypercorn.access", "hypercorn.error", app.logger.name):
         logger = logging.getLogger(name)
         # One process may make several apps, all of which log to the same loggers.
-        for old in [filter_ for filter_ in logger.filters if isinstance(filter_, AccessLogFilter | ExceptionFilter)]:
+        for old in [filter_ for filter_ in logger.filters if type(filter_) in map(type, filters)]:
             logger.removeFilter(old)
         for new in filters:
             logger.addFilter(new)

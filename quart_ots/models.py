@@ -14,6 +14,7 @@ from beanie import Document, Indexed
 from pymongo.errors import OperationFailure, PyMongoError
 from quart import current_app
 
+from . import metrics
 from .errors import AlreadyEndedError, DatabaseUnavailableError, ReceiptNotFoundError, SecretNotFoundError
 from .schemas import State
 
@@ -56,17 +57,20 @@ class Secret(Document):
         name = "secrets"
 
     def state_at(self, now: datetime) -> State:
-        """Say how the secret stands. Locked stays locked past its ttl."""
-        if self.state != "pending":
-            return self.state
-        if self.attempts_left == 0:
-            return "locked"
-        return "expired" if self.expires_at <= now else "pending"
+        """Say how the secret stands."""
+        return derive_state(self.state, self.attempts_left == 0, self.expires_at <= now)
 
     def ended_at_by(self, now: datetime) -> datetime | None:
         """Say when the secret ended, None while it is pending."""
         ends = {"locked": self.attempted_at, "expired": self.expires_at}
         return ends.get(self.state_at(now), self.ended_at)
+
+
+def derive_state(written: Literal["pending", "read", "burned"], spent: bool, over: bool) -> State:
+    """Say how a secret stands that has no attempts left, or is past its ttl, or neither. Locked stays locked."""
+    if written != "pending":
+        return written
+    return "locked" if spent else "expired" if over else "pending"
 
 
 async def create(lookup_id: str, receipt_id: str, sealed: bytes, key_id: str, now: datetime, ttl: int) -> Secret:
@@ -81,6 +85,7 @@ async def create(lookup_id: str, receipt_id: str, sealed: bytes, key_id: str, no
     )
     await Envelope(id=lookup_id, sealed=sealed, key_id=key_id, expires_at=expires_at).insert()
     await secret.insert()
+    metrics.SECRETS.labels("created").inc()
     return secret
 
 
@@ -127,10 +132,12 @@ async def reserve_attempt(lookup_id: str, now: datetime) -> None:
 
 async def count_failure(lookup_id: str) -> int:
     """Give the attempts left after a wrong one, and delete the envelope with the last."""
+    metrics.SECRETS.labels("refused").inc()
     secret = await Secret.get(lookup_id)
     attempts_left = secret.attempts_left if secret else 0
-    if attempts_left == 0:
-        await _delete_envelope(lookup_id)
+    # Several guesses may find that none is left, but one alone still finds the envelope.
+    if attempts_left == 0 and await _delete_envelope(lookup_id):
+        metrics.SECRETS.labels("locked").inc()
     return attempts_left
 
 
@@ -159,6 +166,7 @@ async def claim(lookup_id: str, now: datetime) -> None:
             continue
         if not won:
             raise SecretNotFoundError
+        metrics.SECRETS.labels("read").inc()
         await _delete_envelope(lookup_id)
         return
     raise DatabaseUnavailableError
@@ -175,6 +183,7 @@ async def burn(receipt_id: str, now: datetime) -> Secret:
     secret = await fetch_receipt(receipt_id)
     if await _step(_readable(secret.id, now), {"$set": {"state": "burned", "ended_at": now}}):
         secret.state, secret.ended_at = "burned", now
+        metrics.SECRETS.labels("burned").inc()
     else:
         secret = await fetch_receipt(receipt_id)
     if secret.state != "burned":
@@ -183,12 +192,17 @@ async def burn(receipt_id: str, now: datetime) -> Secret:
     return secret
 
 
-async def _delete_envelope(lookup_id: str) -> None:
-    """Delete what nobody may read any more. If that fails, its TTL does it: no answer waits for it to work."""
+async def _delete_envelope(lookup_id: str) -> bool:
+    """Delete what nobody may read any more; say whether it was there.
+
+    If that fails, its TTL does it: no answer waits for it to work.
+    """
     try:
-        await Envelope.get_motor_collection().delete_one({"_id": lookup_id})
+        result = await Envelope.get_motor_collection().delete_one({"_id": lookup_id})
     except PyMongoError as error:
         current_app.logger.warning("an envelope is left to its TTL: %s", describe(error))
+        return False
+    return result.deleted_count == 1
 
 
 def describe(error: PyMongoError) -> str:

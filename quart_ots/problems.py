@@ -88,6 +88,7 @@ class UnavailableProblem(Problem):
     type: Literal[
         "urn:quart-ots:problem:database-unavailable",
         "urn:quart-ots:problem:busy",
+        "urn:quart-ots:problem:draining",
         "urn:quart-ots:problem:unreadable-secret",
     ]
     status: Literal[503]

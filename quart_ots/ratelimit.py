@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from ipaddress import IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
 from quart import Quart, Response, current_app, request
 from quart_rate_limiter import RateLimit, RateLimiter
 from quart_rate_limiter.store import RateLimiterStoreABC
+
+from . import metrics
 
 PERIOD = timedelta(minutes=1)
 # A budget in use takes 209 bytes (by tracemalloc, CPython 3.11), so all of them 21 MB.
@@ -29,6 +31,8 @@ def init_app(app: Quart, limited: str) -> None:
         return request.blueprint != limited
 
     async def hide_elsewhere(response: Response) -> Response:
+        if response.status_code == 429:
+            metrics.RATE_LIMITED.inc()
         if await elsewhere():
             for name in ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset"):
                 response.headers.pop(name, None)
@@ -46,7 +50,15 @@ async def _client() -> str:
 
 
 def budget_of(peer: str, forwarded_for: Sequence[str], trusted_proxies: int) -> str:
-    """Name the budget that a request is counted on.
+    """Name the budget that a request is counted on: an IPv4 address, or the IPv6 network of the client's address."""
+    address = client_address(peer, forwarded_for, trusted_proxies)
+    if isinstance(address, IPv6Address):
+        return str(IPv6Network((int(address), IPV6_PREFIX), strict=False))
+    return str(address)
+
+
+def client_address(peer: str, forwarded_for: Sequence[str], trusted_proxies: int) -> IPv4Address | IPv6Address | str:
+    """Tell who a client is.
 
     Args:
         peer: The address that the connection comes from.
@@ -55,29 +67,26 @@ def budget_of(peer: str, forwarded_for: Sequence[str], trusted_proxies: int) -> 
         trusted_proxies: That number.
 
     Returns:
-        An IPv4 address or an IPv6 network. The peer's where the headers have too few entries or no address there.
+        The peer's where the headers have too few entries or no address there; as it is where that is none either.
 
     """
     entries = ",".join(forwarded_for).split(",")
-    believed = _network(entries[-trusted_proxies].strip()) if 0 < trusted_proxies <= len(entries) else None
-    return believed or _network(peer) or peer
+    believed = _address(entries[-trusted_proxies].strip()) if 0 < trusted_proxies <= len(entries) else None
+    return believed or _address(peer) or peer
 
 
-def _network(text: str) -> str | None:
-    """Give the IPv4 address or IPv6 /64 in a text such as 192.0.2.1, 192.0.2.1:80 or [2001:db8::1]:80, or None."""
+def _address(text: str) -> IPv4Address | IPv6Address | None:
+    """Give the address in a text such as 192.0.2.1, 192.0.2.1:80 or [2001:db8::1]:80, or None."""
     if text.startswith("["):
         text = text[1:].partition("]")[0]
     elif text.count(":") == 1:
         text = text.partition(":")[0]
     try:
-        address = ip_address(text)
+        address = ip_address(text.partition("%")[0])  # a zone is any text
     except ValueError:
         return None
-    if not isinstance(address, IPv6Address):
-        return str(address)
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(IPv6Network((int(address), IPV6_PREFIX), strict=False))
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return mapped or address
 
 
 class BoundedStore(RateLimiterStoreABC):

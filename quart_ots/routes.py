@@ -1,4 +1,4 @@
-"""The `secrets` blueprint: what a client can ask for. And `health`, for whoever runs the service."""
+"""The `secrets` blueprint: what a client can ask for. And `health` and `figures`, for whoever runs the service."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, ParamSpec, TypeVar, cast
 
-from quart import Blueprint, current_app
-from quart_schema import document_response, tag, validate_request, validate_response
+from quart import Blueprint, Response, current_app, request
+from quart_schema import document_response, hide, tag, validate_request, validate_response
 
-from . import crypto, models
+from . import crypto, metrics, models
 from .db import Database
+from .drain import Drain
 from .errors import ReceiptNotFoundError, SecretNotFoundError, WrongPassphraseError
 from .kdf import KdfPool
 from .problems import (
@@ -42,6 +43,7 @@ Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 blueprint = Blueprint("secrets", __name__)
 health = Blueprint("health", __name__, url_prefix="/health")
+figures = Blueprint("figures", __name__)
 
 EXTENSION = "quart_ots"
 _PROBLEMS = {
@@ -67,6 +69,7 @@ class Parts:
     cost: int
     clock: Callable[[], datetime]
     database: Database
+    drain: Drain
     # What goes on when its client has hung up. Held here, as the event loop itself holds tasks but weakly.
     steps: set[asyncio.Task[Any]] = field(default_factory=set)
 
@@ -203,9 +206,24 @@ async def live() -> HealthResponse:
 @_problems(503)
 @tag(["health"])
 async def ready() -> HealthResponse:
-    """See whether the service can serve: whether its database answers a read."""
-    await _parts().database.check()
+    """See whether the service can serve.
+
+    It can while it is not being stopped, has room for another secret to be sealed or opened, and its database
+    answers a read within a second. (A service without a master key does not start.)
+    """
+    parts = _parts()
+    parts.drain.check()
+    parts.kdf.check()
+    await parts.database.check()
     return HealthResponse()
+
+
+@figures.get("/metrics")
+@hide
+async def show_metrics() -> Response:
+    """Tell Prometheus how the service does."""
+    body, content_type = metrics.expose(request.headers.get("Accept", ""))
+    return Response(body, content_type=content_type)
 
 
 async def _in_pool(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from mongomock_motor import AsyncMongoMockClient
@@ -16,7 +16,7 @@ from quart import Quart, Response
 from quart.typing import TestClientProtocol as Client
 
 from quart_ots import create_app, db
-from tests.service import PHRASE, Mongo, OtherMongo, Service, running
+from tests.service import EVERY, PHRASE, Mongo, OtherMongo, Service, running
 
 SECRET = "the treasure is under the third palm"
 
@@ -35,8 +35,20 @@ class Clock:
         self.now += timedelta(seconds=seconds)
 
 
+class MemoryAdmin:
+    """The commands that mongomock lacks."""
+
+    answers: ClassVar[dict[str, dict[str, Any]]] = {"buildInfo": {"version": "8.0.4"}, "hello": {}}
+
+    async def command(self, name: str) -> dict[str, Any]:
+        """Answer as a MongoDB would that is new enough and whose clock is right."""
+        return {"localTime": datetime.now(UTC), **self.answers[name]}
+
+
 class MemoryClient(AsyncMongoMockClient):  # type: ignore[type-arg]  # poses as Motor's at run time
-    """mongomock-motor's client, with a call that it lacks."""
+    """mongomock-motor's client, with the calls that it lacks."""
+
+    admin = MemoryAdmin()
 
     def get_default_database(self, name: str) -> Any:  # type: ignore[override]
         """Give the database in memory."""
@@ -60,6 +72,15 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nothing_sent_is_logged() -> Iterator[None]:
+    """See, when all is over, that no log of any service holds what was sent to any."""
+    yield
+    sent = {text for service in EVERY for text in service.sent if len(text) > 12}
+    logged = "".join(service.logged() for service in EVERY)
+    assert [text for text in sent if text in logged] == []
+
+
 @pytest.fixture
 def clock() -> Clock:
     """The app's clock."""
@@ -67,14 +88,15 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> dict[str, Any]:
-    """What the app is called with. Tests may change it before they ask for the app."""
+def settings(tmp_path: Path, request: pytest.FixtureRequest) -> dict[str, Any]:
+    """What the app is called with, and what a test adds as its parameter."""
     return {
         "INSTANCE_PATH": str(tmp_path / "instance"),
         "MONGODB_URL": "mongodb://unit.test/quart_ots",
         "BCRYPT_COST": 4,
         "RATE_LIMIT": 1_000_000,
         "TESTING": True,
+        **getattr(request, "param", {}),
     }
 
 

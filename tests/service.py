@@ -18,6 +18,7 @@ import httpx
 
 ROOT = Path(__file__).parents[1]
 PHRASE = "correct horse battery staple"
+EVERY: list[Service] = []  # all services of the run, for their logs' sake
 
 
 def free_port() -> int:
@@ -58,6 +59,7 @@ class Service:
             base_url=self.url, timeout=30, limits=httpx.Limits(max_connections=None, max_keepalive_connections=0)
         )
         self.process = self.start(wait)
+        EVERY.append(self)
 
     def start(self, wait: bool = True) -> subprocess.Popen[bytes]:
         """Start it, and wait until it is ready unless told otherwise."""
@@ -120,8 +122,21 @@ class Service:
 
     def leaks(self) -> list[str]:
         """Find what was sent in what was logged."""
-        log = self.log.read_text(errors="replace")
+        log = self.logged()
         return [text for text in self.sent if text in log]
+
+    def logged(self) -> str:
+        """Give all that was logged."""
+        paths = [self.log, self.folder / "access.log"]
+        return "".join(path.read_text(errors="replace") for path in paths if path.exists())
+
+    def command(self, *words: str, **more: Any) -> subprocess.CompletedProcess[str]:
+        """Run one of the operator's commands with the service's settings."""
+        quart = [sys.executable, "-m", "quart", "--app", "quart_ots", "ots", *words]
+        more = {"input": "", **more}
+        return subprocess.run(
+            quart, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=60, **more
+        )
 
     def database_process(self) -> int:
         """Find the embedded database's process id."""
@@ -135,7 +150,13 @@ class Service:
 
 HYPERCORN = (
     *(sys.executable, "-m", "hypercorn", "--workers", "0", "--bind", "127.0.0.1:{port}"),
-    *("--access-logfile", "-", "--access-logformat", '%(h)s "%(R)s" %(U)s %(s)s %(f)s %(a)s', "quart_ots:create_app()"),
+    *(
+        "--access-logfile",
+        "access.log",
+        "--access-logformat",
+        '%(h)s "%(R)s" %(U)s %(s)s %(f)s %(a)s',
+        "quart_ots:create_app()",
+    ),
 )
 
 

@@ -76,7 +76,7 @@ async def test_budget_comes_back_at_ten_a_second(client: Client, stopped: type[S
 
 async def test_exempt_routes_cost_nothing(client: Client, stopped: type[Standing]) -> None:
     """Health, docs and paths that nothing serves neither spend a budget nor need one."""
-    paths = ["/health/live", "/health/ready", "/docs", "/docs/docs.js", "/openapi.json", "/nowhere"]
+    paths = ["/health/live", "/health/ready", "/docs", "/docs/docs.js", "/openapi.json", "/metrics", "/nowhere"]
     for path in paths * 10:
         await client.get(path)
     assert set(await spend(client, 600)) == {404}
@@ -85,7 +85,7 @@ async def test_exempt_routes_cost_nothing(client: Client, stopped: type[Standing
 
     assert not any("RateLimit-Remaining" in answer.headers for answer in answers)
     statuses = [answer.status_code for answer in answers]
-    assert statuses == [200, 200, 200, 200, 200, 404]
+    assert statuses == [200, 200, 200, 200, 200, 200, 404]
 
 
 async def test_second_app_is_not_limited_twice(
@@ -109,7 +109,7 @@ async def test_forged_forwarded_for_gains_nothing(client: Client, stopped: type[
 
 def test_every_route_is_limited_or_exempt(app: Quart) -> None:
     """A new route has to be put on one of the two lists."""
-    exempt = {"/docs", "/docs/<name>", "/openapi.json", "/health/live", "/health/ready"}
+    exempt = {"/docs", "/docs/<name>", "/openapi.json", "/health/live", "/health/ready", "/metrics"}
     limited = {"/generate", "/secrets/<secret_key>", "/receipts/<receipt_key>"}
 
     rules = {rule.rule: rule.endpoint.startswith("secrets.") for rule in app.url_map.iter_rules()}

@@ -1,0 +1,1 @@
+"""Measurements. None of them fails by its figures: machines differ, and are shared."""
