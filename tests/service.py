@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,14 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 class Service:
@@ -54,9 +62,10 @@ class Service:
         outside = {name: value for name, value in os.environ.items() if not name.startswith("QUART_OTS_")}
         self.environment = {**outside, "PYTHONPATH": str(source), **environment}
         self.folder = folder
-        # Not kept alive: tests end services under their clients.
+        # Not kept alive: tests end services under their clients. By a header, as httpcore's pool with room for no idle
+        # connection closes one at times that it has just given to another thread.
         self.client = httpx.Client(
-            base_url=self.url, timeout=30, limits=httpx.Limits(max_connections=None, max_keepalive_connections=0)
+            base_url=self.url, timeout=30, limits=httpx.Limits(max_connections=None), headers={"Connection": "close"}
         )
         self.process = self.start(wait)
         EVERY.append(self)

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,9 @@ import pytest
 from pymongo.errors import OperationFailure
 
 from quart_ots import embedded
-from tests.service import HYPERCORN, ROOT, running
+from tests.service import HYPERCORN, ROOT, running, wait_for
 
 pytestmark = pytest.mark.own_database
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
-    """Wait until something is so."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def ended(pid: int) -> bool:

@@ -107,6 +107,7 @@ def test_level_and_format(mongo: Mongo, tmp_path: Path) -> None:
         before = len(service.log.read_text())
         service.start()
         service.generate()
+        service.stop()  # a request's line is written after its answer
 
         lines = service.log.read_text()[before:].splitlines()
         assert any("request" in line and "route=/generate" in line for line in lines)

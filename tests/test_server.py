@@ -20,7 +20,7 @@ import pymongo
 import pytest
 
 from quart_ots.schemas import MAX_BODY_BYTES
-from tests.service import HYPERCORN, PHRASE, ROOT, Mongo, Service, running
+from tests.service import HYPERCORN, PHRASE, ROOT, Mongo, Service, running, wait_for
 
 T = TypeVar("T")
 ROUNDS = 20
@@ -285,8 +285,8 @@ def test_access_log_shows_routes(service: Service) -> None:
     httpx.get(f"{service.url}/secrets/{created['secret_key']}?a=b", headers={"User-Agent": "an agent"})
     httpx.get(f"{service.url}/elsewhere/{created['secret_key']}")
 
+    wait_for(lambda: '"GET - 1.1" - 404' in service.logged()[before:])  # written after the answer
     log = service.logged()[before:]
-
     assert '"POST /generate 1.1" /generate 201 - -' in log
     assert '"GET /secrets/<secret_key> 1.1" /secrets/<secret_key> 200 - -' in log
     assert '"GET - 1.1" - 404 - -' in log
@@ -420,6 +420,7 @@ def test_master_key_is_needed(service: Service, mongo: Mongo, tmp_path: Path) ->
 
     with running(tmp_path, {"MONGODB_URL": mongo.url}) as other:
         answer = other.read(created["secret_key"])
+        wait_for(lambda: "which the ring lacks" in other.log.read_text())  # counted in the background
         log = other.log.read_text()
 
     assert answer.status_code == 503
