@@ -89,10 +89,10 @@ async def create(lookup_id: str, receipt_id: str, sealed: bytes, key_id: str, no
     return secret
 
 
-async def fetch_envelope(lookup_id: str) -> bytes:
-    """Give the sealed secret; SecretNotFoundError if there is none."""
+async def fetch_envelope(lookup_id: str, now: datetime) -> bytes:
+    """Give the sealed secret; SecretNotFoundError if there is none, or its time is over but the reaper was not there."""
     envelope = await Envelope.get(lookup_id)
-    if envelope is None:
+    if envelope is None or envelope.expires_at <= now:
         raise SecretNotFoundError
     return envelope.sealed
 

@@ -147,7 +147,7 @@ async def read_secret(secret_key: str, data: ReadRequest) -> ReadResponse:
     parts = _parts()
     lookup_id = _lookup_id(secret_key)
     phrase = data.passphrase.get_secret_value()
-    sealed = await models.fetch_envelope(lookup_id)
+    sealed = await models.fetch_envelope(lookup_id, parts.clock())
     crypto.parse(sealed, parts.ring)
     secret = await _to_the_end(_attempt(lookup_id, secret_key, phrase, sealed))
     await _to_the_end(models.claim(lookup_id, parts.clock()))

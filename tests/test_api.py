@@ -383,6 +383,17 @@ async def test_envelope_that_can_not_be_opened_costs_no_attempt(
     assert (sealed[1:9].hex() if names_key else "key id ?") in caplog.text
 
 
+async def test_expired_secret_that_can_not_be_opened_is_gone(client: Client, created: Created, clock: Clock) -> None:
+    """A secret past its ttl is a 404 like any other, even if the reaper left it and no key of the ring opens it."""
+    await models.Envelope.get_motor_collection().update_one({}, {"$set": {"sealed": b"\x01" * 400}})
+
+    clock.forward(3600)
+
+    stranger = await read(client, "a" * 43)
+    answer = await read(client, created.secret_key)
+    assert (answer.status_code, await answer.get_data()) == (404, await stranger.get_data())
+
+
 async def test_full_pool_is_503_and_costs_no_attempt(
     app: Quart, client: Client, created: Created, monkeypatch: pytest.MonkeyPatch
 ) -> None:
