@@ -25,4 +25,4 @@ VOLUME /app/instance
 EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=5s --start-period=15s --retries=3 \
     CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8080/health/ready', timeout=4)"]
-CMD ["hypercorn", "--workers", "0", "--worker-class", "uvloop", "--bind", "0.0.0.0:8080", "--graceful-timeout", "7", "quart_ots:create_app()"]
+CMD ["hypercorn", "--workers", "0", "--worker-class", "uvloop", "--config", "file:quart_ots/server.py", "--bind", "0.0.0.0:8080", "quart_ots:create_app()"]

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: all help run test test-docker bench-health lint types check format requirements clean
+.PHONY: all help run test test-docker bench-health faults audit lint types check format requirements clean
 .DEFAULT_GOAL := all
 
 all: check test ## What CI runs but for test-docker: lint, types, tests
@@ -12,7 +12,7 @@ help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 run: $(VENV)/.run ## Run the service on http://127.0.0.1:8080 with the embedded database
-	$(BIN)/hypercorn --workers 0 --bind 127.0.0.1:8080 'quart_ots:create_app()'
+	$(BIN)/hypercorn --config file:quart_ots/server.py --workers 0 --bind 127.0.0.1:8080 'quart_ots:create_app()'
 
 test: $(VENV)/.dev ## Run the whole test suite with coverage
 	$(BIN)/coverage erase
@@ -24,12 +24,19 @@ test-docker: $(VENV)/.dev ## Run the tests of the image and the compose files; t
 bench-health: $(VENV)/.dev ## Measure how fast health answers while 200 creators keep the pool full
 	$(BIN)/python -m bench.health
 
+faults: $(VENV)/.dev ## Attack every promise at length (half an hour), and write docs/reliability.md's table
+	$(BIN)/python -m tests.faults
+
+audit: $(VENV)/.dev ## Look whether a pin of requirements.txt has a known vulnerability; takes the internet
+	$(BIN)/pip-audit --disable-pip --require-hashes --requirement requirements.txt
+
 check: lint types ## Run the linters and the type checker
 
-lint: $(VENV)/.dev ## Run ruff and flake8, and check the workflow files
+lint: $(VENV)/.dev ## Run ruff, flake8 and bandit, and check the workflow files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/flake8 ./
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive quart_ots
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 types: $(VENV)/.dev ## Run mypy

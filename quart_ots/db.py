@@ -47,7 +47,7 @@ PATIENT = {"socketTimeoutMS": 600_000}
 RETRY_INTERVAL = 1
 # Seconds in which a database has to answer that shall be called ready.
 READY_TIMEOUT = 1
-PASSWORD_FILE = "database.password"  # noqa: S105  # the name of a file
+PASSWORD_FILE = "database.password"  # noqa: S105  # nosec B105  # the name of a file
 
 
 class CommandMetrics(CommandListener):

@@ -186,7 +186,7 @@ def become_child(parent: int, command: list[str]) -> None:
     if os.getppid() != parent:
         sys.exit("the service has ended meanwhile")
     os.umask(0o077)
-    os.execv(command[0], command)  # noqa: S606  # no shell is the point
+    os.execv(command[0], command)  # noqa: S606  # nosec B606  # no shell is the point
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ async def create(lookup_id: str, receipt_id: str, sealed: bytes, key_id: str, no
 
 
 async def fetch_envelope(lookup_id: str, now: datetime) -> bytes:
-    """Give the sealed secret; SecretNotFoundError if there is none, or its time is over but the reaper was not there."""
+    """Give the sealed secret; SecretNotFoundError if there is none, or its time is over and the reaper late."""
     envelope = await Envelope.get(lookup_id)
     if envelope is None or envelope.expires_at <= now:
         raise SecretNotFoundError
@@ -144,9 +144,10 @@ async def count_failure(lookup_id: str) -> int:
 async def claim(lookup_id: str, now: datetime) -> None:
     """Make the caller the one reader; SecretNotFoundError if another was faster.
 
-    The claim carries an id of its own. If the connection breaks before the answer, the second condition
-    finds out whether the claim had been made, and waits until a majority has it, so that a lost reply does
-    not lose the secret with it. One update each: a condition with ``$or`` makes SecantusDB scan.
+    The claim carries an id of its own. If its answer is cut off, the second condition finds out whether it had been
+    made, and waits until a majority has it, so that a lost reply does not lose the secret with it. Nor is the
+    driver's own retry trusted to tell: its server may have crashed meanwhile. One update each: a condition with
+    ``$or`` makes SecantusDB scan.
 
     Raises:
         DatabaseUnavailableError: The database was gone for longer than the tries took.
@@ -154,15 +155,13 @@ async def claim(lookup_id: str, now: datetime) -> None:
     """
     mine = secrets.token_hex(16)
     taken = {"$set": {"state": "read", "ended_at": now, "claim": mine}}
-    in_doubt = False
     for _ in range(CLAIM_TRIES):
         try:
             won = await _step({"_id": lookup_id, "state": "pending"}, taken)
-            if not won and in_doubt:
+            if not won:
                 won = await _step({"_id": lookup_id, "claim": mine}, taken)
         except PyMongoError as error:
             current_app.logger.error("a claim is in doubt: %s", describe(error))
-            in_doubt = True
             continue
         if not won:
             raise SecretNotFoundError

@@ -18,7 +18,8 @@ from quart_rate_limiter.store import RateLimiterStoreABC
 from . import metrics
 
 PERIOD = timedelta(minutes=1)
-# A budget in use takes 209 bytes (by tracemalloc, CPython 3.11), so all of them 21 MB.
+# A budget in use takes 209 bytes (by tracemalloc, CPython 3.11), so all of them 21 MB, and 30 MB for the moment in
+# which their dictionary grows.
 MAX_CLIENTS = 100_000
 # What an IPv6 customer is given at the least (RFC 6177, section 2), and so can choose addresses from.
 IPV6_PREFIX = 64

@@ -158,7 +158,8 @@ class Service:
 
 
 HYPERCORN = (
-    *(sys.executable, "-m", "hypercorn", "--workers", "0", "--bind", "127.0.0.1:{port}"),
+    *(sys.executable, "-m", "hypercorn", "--config", "python:quart_ots.server"),
+    *("--workers", "0", "--bind", "127.0.0.1:{port}"),
     *(
         "--access-logfile",
         "access.log",
@@ -182,10 +183,17 @@ def running(folder: Path, settings: Mapping[str, str], *command: str, **more: An
 
 
 class Mongo:
-    """A SecantusDB server of its own, for services that share a database by its URL."""
+    """A SecantusDB server of its own, for services that share a database by its URL.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: Where its data and its log are.
+        options: More of its command's.
+
+    """
+
+    def __init__(self, folder: Path, *options: str) -> None:
         self._folder = folder
+        self._options = options
         self.port = 0
         self.process = self.start()
 
@@ -200,7 +208,8 @@ class Mongo:
         log = self._folder / "mongo.log"
         with log.open("wb") as file:
             self.process = subprocess.Popen(
-                [*command, "--storage-path", str(self._folder / "mongo"), "--sync-on-commit"], stderr=file
+                [*command, "--storage-path", str(self._folder / "mongo"), "--sync-on-commit", *self._options],
+                stderr=file,
             )
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:

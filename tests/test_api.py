@@ -265,6 +265,28 @@ async def test_claim_whose_connection_broke(
     assert (await receipt(client, created))["state"] == "read"
 
 
+async def test_claim_that_the_driver_made_twice(
+    client: Client, created: Created, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A claim that the driver makes again, on a server that forgot the first, is the reader's all the same."""
+    collection = models.Secret.get_motor_collection()
+    update_one = collection.update_one
+    made: list[dict[str, Any]] = []
+
+    async def make_twice(condition: dict[str, Any], update: dict[str, Any]) -> Any:
+        if "claim" in update["$set"] and not made:
+            made.append(update)
+            await update_one(condition, update)
+        return await update_one(condition, update)
+
+    break_collection(monkeypatch, models.Secret, update_one=make_twice)
+
+    answer = await read(client, created.secret_key)
+
+    assert made
+    assert await answer.get_json() == {"secret": SECRET}
+
+
 async def test_claim_lost_while_the_connection_was_broken(
     client: Client, created: Created, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,7 +23,7 @@ def ended(pid: int) -> bool:
     """Say whether a process is no more, or nothing but its exit status."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the latter if it ends between the opening and the reading
         return True
 
 

@@ -1,0 +1,191 @@
+"""Clients that are slow, silent or gone, by the hundred: whoever else comes is served, and nothing of theirs stays."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import time
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.faults.api import connected
+from tests.faults.finding import Finding
+from tests.faults.stage import Stage, staged
+from tests.service import PHRASE, Service
+
+MEGABYTE = 1 << 20
+BODY = json.dumps({"secret": "a slow secret", "passphrase": PHRASE}).encode()
+HEAD = b"POST /generate HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: %d\r\n" % len(BODY)
+KINDS = ("silent", "head a byte a second", "body a byte a second", "never reads the answer", "keeps alive")
+# Seconds after which the last of them has been cut off: BODY_TIMEOUT is the longest limit, see docs/operations.md.
+LONGEST = 90
+
+
+class Usage(NamedTuple):
+    """What a process holds."""
+
+    resident: int  # bytes
+    descriptors: int
+    threads: int
+
+
+def usage_of(service: Service) -> Usage:
+    """Measure the service's process."""
+    proc = Path(f"/proc/{service.process.pid}")
+    status = dict(line.split(":\t", 1) for line in (proc / "status").read_text().splitlines() if ":\t" in line)
+    resident = int(status["VmRSS"].split()[0]) * 1024
+    return Usage(resident, len(list((proc / "fd").iterdir())), int(status["Threads"]))
+
+
+async def linger(stage: Stage, kind: str, ended: Counter[str]) -> None:
+    """Be one such client until the service ends the connection."""
+    small = socket.socket()
+    small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    small.setblocking(False)
+    loop = asyncio.get_running_loop()
+    with contextlib.closing(small):
+        await loop.sock_connect(small, ("127.0.0.1", stage.service.port))
+        with contextlib.suppress(ConnectionError, asyncio.CancelledError):
+            match kind:
+                case "head a byte a second":
+                    await drip(small, HEAD * 9)
+                case "body a byte a second":
+                    await loop.sock_sendall(small, HEAD + b"\r\n")
+                    await drip(small, BODY[:-1] + b" " * 999)
+                case "never reads the answer":
+                    # 1.4 MB, more than the buffers take that lie between the two.
+                    await loop.sock_sendall(small, b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: h\r\n\r\n" * 4)
+                    await asyncio.sleep(LONGEST)
+                    return
+                case "keeps alive":
+                    await loop.sock_sendall(small, b"GET /health/live HTTP/1.1\r\nHost: h\r\n\r\n")
+            while await loop.sock_recv(small, 65_536):
+                pass
+        ended[kind] += 1
+
+
+async def drip(to: socket.socket, data: bytes) -> None:
+    """Send a byte a second, and stop when the other end has closed or answered."""
+    loop = asyncio.get_running_loop()
+    answer = asyncio.create_task(loop.sock_recv(to, 1))
+    for index in range(len(data)):
+        await loop.sock_sendall(to, data[index : index + 1])
+        await asyncio.wait([answer], timeout=1)
+        if answer.done():
+            break
+    answer.cancel()
+    await asyncio.gather(answer, return_exceptions=True)
+
+
+async def slow(number: int = 500, kinds: tuple[str, ...] = KINDS, seconds: float = LONGEST) -> Finding:
+    """Hold slow connections while a normal client works, and see that they are ended and leave nothing."""
+    finding = Finding(
+        "slow clients hold up nobody, and are cut off",
+        f"{number} connections at once: {', '.join(kinds)}; a normal client meanwhile. A trial is a connection",
+        number,
+    )
+    ended: Counter[str] = Counter()
+    with staged() as stage:
+        stage.service.read(stage.service.generate()["secret_key"])
+        before = usage_of(stage.service)
+        crowd = [asyncio.create_task(linger(stage, kinds[index % len(kinds)], ended)) for index in range(number)]
+        started, rounds, worst, most = time.monotonic(), 0, 0.0, before
+        async with connected(stage.service) as api:
+            while time.monotonic() - started < seconds:
+                at = time.monotonic()
+                live = await api.ask("GET", "/health/live")
+                worst = max(worst, time.monotonic() - at)
+                keys = (await api.generate("a normal secret")).body
+                read = await api.read(keys.get("secret_key", "none"))
+                finding.expect((live.status, read.status) == (200, 200), f"live {live.status}, read {read.status}")
+                most = max(most, usage_of(stage.service))
+                rounds += 1
+                await asyncio.sleep(0.5)
+        reading = kinds.count("never reads the answer") * number // len(kinds)
+        finding.expect(ended.total() >= number - reading, f"{number - ended.total()} connections are still open")
+        for client in crowd:
+            client.cancel()
+        await asyncio.gather(*crowd, return_exceptions=True)
+        await look_whether_all_is_returned(stage, before, finding)
+        after = usage_of(stage.service)
+    finding.note = (
+        f"{rounds} rounds of the normal client went well, the slowest health {worst * 1000:.0f} ms; descriptors "
+        f"{before.descriptors}, {most.descriptors} at most, {after.descriptors} after; RSS "
+        f"{before.resident / MEGABYTE:.0f}, {most.resident / MEGABYTE:.0f}, {after.resident / MEGABYTE:.0f} MB"
+    )
+    return finding
+
+
+async def look_whether_all_is_returned(stage: Stage, before: Usage, finding: Finding) -> None:
+    """Wait for descriptors and threads to be what they were, and for the memory to be near it."""
+    deadline = time.monotonic() + 30
+    while usage_of(stage.service).descriptors > before.descriptors + 5 and time.monotonic() < deadline:
+        await asyncio.sleep(0.5)
+    after = usage_of(stage.service)
+    finding.expect(
+        after.descriptors <= before.descriptors + 5, f"{after.descriptors - before.descriptors} descriptors left"
+    )
+    finding.expect(after.threads <= before.threads + 5, f"{after.threads - before.threads} threads left")
+    # What the allocator keeps for the next time; a leak of 10 KB a connection would show.
+    finding.expect(after.resident <= before.resident + 64 * MEGABYTE, "memory left")
+
+
+async def aborted(number: int = 10_000, together: int = 100) -> Finding:
+    """Send requests and hang up at once, at any point of them."""
+    finding = Finding(
+        "requests that are aborted leave nothing behind",
+        "a create, read, look or half a request, then the connection closed or reset at once; a trial is a request",
+        number,
+    )
+    loop = asyncio.get_running_loop()
+    with staged() as stage:
+        waiting = stage.service.generate("a waiting secret")
+        path = f"/secrets/{waiting['secret_key']}".encode()
+        guess = b'{"passphrase": "a wrong guess"}'
+        requests = (
+            HEAD + b"\r\n" + BODY,
+            HEAD + b"\r\n" + BODY[:20],
+            HEAD[:30],
+            b"GET %b HTTP/1.1\r\nHost: h\r\n\r\n" % path,
+            b"POST %b HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+            % (b"/secrets/" + b"a" * 43, len(guess), guess),
+        )
+        async with connected(stage.service) as api:
+            await warm_up(stage)
+            before = usage_of(stage.service)
+            places = asyncio.Semaphore(together)
+
+            async def abort(index: int) -> None:
+                async with places:
+                    with contextlib.closing(socket.socket()) as client:
+                        client.setblocking(False)
+                        if index % 2:  # a reset instead of an end
+                            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                        await loop.sock_connect(client, ("127.0.0.1", stage.service.port))
+                        await loop.sock_sendall(client, requests[index % len(requests)])
+                        await asyncio.sleep(index % 3 / 100)
+
+            for start in range(0, number, 500):
+                await asyncio.gather(*(abort(index) for index in range(start, min(start + 500, number))))
+                live = await api.ask("GET", "/health/live")
+                finding.expect(live.status == 200, f"live {live.status}")
+            await look_whether_all_is_returned(stage, before, finding)
+            after = usage_of(stage.service)
+            read = await api.read(waiting["secret_key"])
+            finding.expect(read.body == {"secret": "a waiting secret"}, f"a waiting secret answers {read.status}")
+        finding.expect(" 500 " not in stage.service.logged(), "a 500 in the log")
+        finding.expect("unexpected" not in stage.service.logged(), "an unexpected exception in the log")
+    finding.note = (
+        f"descriptors {before.descriptors} and then {after.descriptors}, threads {before.threads} and {after.threads}, "
+        f"RSS {before.resident / MEGABYTE:.0f} and {after.resident / MEGABYTE:.0f} MB"
+    )
+    return finding
+
+
+async def warm_up(stage: Stage, number: int = 300) -> None:
+    """Let the service make the threads and connections that it keeps."""
+    async with connected(stage.service) as api:
+        await asyncio.gather(*(api.generate("warm-up secret") for _ in range(number)))
