@@ -9,7 +9,7 @@ from typing import Any
 
 from quart import Quart, Response
 
-from . import cli, config, db, docs, errors, logs, metrics, observe, ratelimit, routes
+from . import cli, config, db, docs, errors, logs, metrics, observe, ratelimit, routes, sockets
 from .drain import Drain
 from .kdf import KdfPool
 from .schemas import MAX_BODY_BYTES, StrictRequest
@@ -79,6 +79,7 @@ def create_app(overrides: Mapping[str, Any] | None = None, clock: Callable[[], d
     # In this order: what goes on needs the database and the threads.
     app.after_serving(parts.finish)
     database.init_app(app)
+    app.before_serving(sockets.limit_unread)
     app.after_serving(kdf.close)
     app.after_request(_harden)
     app.after_websocket(_harden)  # type: ignore[type-var]  # only refusals: there are no websockets here

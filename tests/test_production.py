@@ -118,7 +118,7 @@ def test_level_and_format(mongo: Mongo, tmp_path: Path) -> None:
     "command",
     [
         (sys.executable, "-m", "quart", "--app", "quart_ots", "run", "--port", "{port}"),
-        (*HYPERCORN[:7], "--access-logfile", "-", "quart_ots:create_app()"),
+        (*HYPERCORN[:9], "--access-logfile", "-", "quart_ots:create_app()"),
     ],
     ids=["quart run", "hypercorn with its access log on the terminal"],
 )
