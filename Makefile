@@ -48,7 +48,7 @@ format: $(VENV)/.dev ## Format the code
 
 requirements: $(VENV)/.dev ## Pin the newest requirements that fit the .in files
 	for name in requirements requirements-embedded requirements-dev; do \
-		$(BIN)/pip-compile --quiet --upgrade --strip-extras --generate-hashes --allow-unsafe \
+		$(BIN)/pip-compile --quiet --upgrade --no-strip-extras --generate-hashes --allow-unsafe \
 			--no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
 			--output-file $$name.txt $$name.in || exit 1; \
 	done
