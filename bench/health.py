@@ -25,7 +25,7 @@ from tests.service import HYPERCORN, Mongo, Service
 CREATORS = 200
 INTERVAL = 0.02
 WARM_UP = 6  # seconds until the pool is full, and has shown how long a key takes
-COMMAND = (*HYPERCORN[:7], "--worker-class", "uvloop", "quart_ots:create_app()")
+COMMAND = (*HYPERCORN[:9], "--worker-class", "uvloop", "quart_ots:create_app()")
 BODY = {"secret": "a secret", "passphrase": "correct horse battery staple"}
 
 

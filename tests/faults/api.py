@@ -45,6 +45,12 @@ class Api:
         except (aiohttp.ClientError, TimeoutError, ConnectionError):
             return Answer(LOST, {})
 
+    async def fetch(self, path: str) -> int:
+        """Get what is no JSON, whole; give the status."""
+        async with self._session.get(self._services[0].url + path) as response:
+            await response.read()
+            return response.status
+
     async def generate(self, secret: str, phrase: str = PHRASE, **more: Any) -> Answer:
         """Create a secret."""
         answer = await self.ask("POST", "/generate", {"secret": secret, "passphrase": phrase, **more})

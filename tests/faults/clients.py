@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.faults.api import connected
+from tests.faults.api import Api, connected
 from tests.faults.finding import Finding
 from tests.faults.stage import Stage, staged
 from tests.service import PHRASE, Service
@@ -86,8 +86,7 @@ async def slow(number: int = 500, kinds: tuple[str, ...] = KINDS, seconds: float
         number,
     )
     with staged() as stage:
-        await warm_up(stage)
-        before = usage_of(stage.service)
+        before = await warm_up(stage)
         crowd = [asyncio.create_task(linger(stage, kinds[index % len(kinds)])) for index in range(number)]
         started, rounds, worst, most = time.monotonic(), 0, 0.0, before
         async with connected(stage.service) as api:
@@ -152,8 +151,7 @@ async def aborted(number: int = 10_000, together: int = 100) -> Finding:
             % (b"/secrets/" + b"a" * 43, len(guess), guess),
         )
         async with connected(stage.service) as api:
-            await warm_up(stage)
-            before = usage_of(stage.service)
+            before = await warm_up(stage)
             places = asyncio.Semaphore(together)
 
             async def abort(index: int) -> None:
@@ -183,7 +181,21 @@ async def aborted(number: int = 10_000, together: int = 100) -> Finding:
     return finding
 
 
-async def warm_up(stage: Stage, number: int = 300) -> None:
-    """Let the service make the threads and connections that it keeps."""
+async def warm_up(stage: Stage, number: int = 300) -> Usage:
+    """Let the service make the threads and connections that it keeps, and measure it at rest."""
+
+    async def live_once(api: Api) -> None:
+        keys = (await api.generate("warm-up secret")).body
+        await asyncio.gather(
+            api.look(keys["secret_key"]), api.receipt(keys["receipt_key"]), api.fetch("/docs/swagger-ui-bundle.js")
+        )
+        await api.read(keys["secret_key"])
+
     async with connected(stage.service) as api:
-        await asyncio.gather(*(api.generate("warm-up secret") for _ in range(number)))
+        await asyncio.gather(*(live_once(api) for _ in range(number)))
+    deadline, usage, settled = time.monotonic() + 30, usage_of(stage.service), 0
+    while settled < 4 and time.monotonic() < deadline:
+        await asyncio.sleep(0.5)
+        before, usage = usage, usage_of(stage.service)
+        settled = settled + 1 if usage.descriptors == before.descriptors else 0
+    return usage

@@ -13,6 +13,7 @@ from tests.faults.finding import Finding
 from tests.faults.stage import staged
 from tests.service import ROOT
 
+SCHEMATHESIS = ROOT / "tests" / "faults" / "schemathesis.toml"
 # What each promises, and what the inputs are that get beyond the first checks.
 PARSERS = {
     "envelope": (
@@ -35,7 +36,8 @@ def openapi(cases: int = 20_000, seed: int = 1) -> Finding:
         # Drawn per operation and phase, so ask for more at a time until there were enough.
         examples = max(1, cases // 10)
         for round_ in range(10):
-            command = [str(Path(sys.executable).with_name("schemathesis")), "run", f"{stage.service.url}/openapi.json"]
+            command = [str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(SCHEMATHESIS)]
+            command += ["run", f"{stage.service.url}/openapi.json"]
             options = ["--checks", "all", "--max-examples", str(examples), "--seed", str(seed + round_), "--no-color"]
             options += ["--suppress-health-check", "all", "--generation-database", "none", "--workers", "2"]
             hooks = {**os.environ, "PYTHONPATH": str(ROOT), "SCHEMATHESIS_HOOKS": "tests.faults.hooks"}

@@ -48,7 +48,7 @@ and service share one machine.
 
 # By name, so that some can be asked for: python -m tests.faults readers crash
 ATTACKS: dict[str, Callable[[], Any]] = {
-    "model": partial(model.model, 1700, 1, processes=1),
+    "model": partial(model.model, 1000, 1, processes=1),
     "readers": races.readers,
     "burners": races.burners,
     "expiry": races.expiry,
