@@ -44,6 +44,10 @@ KEY_ALPHABET = string.ascii_letters + string.digits
 # log2 of bcrypt's rounds. More than 16, 4 s, is refused: a salt changed in the database to 31 would take two days.
 COSTS = (4, 16)
 
+# A byte's character, and the bytes left out so that each character is as likely as another.
+_CHARACTERS = bytes(ord(KEY_ALPHABET[byte % len(KEY_ALPHABET)]) for byte in range(256))
+_UNEVEN = bytes(range(256 - 256 % len(KEY_ALPHABET), 256))
+
 _HEAD = struct.Struct(f"1s {KEY_ID_BYTES}s {SALT_BYTES}s {NONCE_BYTES}s")
 _KEY = re.compile(rf"[A-Za-z0-9]{{{KEY_LENGTH}}}")
 # 16 bytes in bcrypt's base64 leave four bits over, which bcrypt wants to be zero: hence the last character.
@@ -102,6 +106,7 @@ class KeyRing:
             raise ValueError("has the same key twice")
         self.ids = [id_.hex() for id_ in self._keys]
         self.first = master_keys[0]
+        self.first_id = key_id(self.first)
 
     def __repr__(self) -> str:
         """Name the keys by their ids, so that no log or traceback can show one."""
@@ -127,7 +132,11 @@ class Envelope(NamedTuple):
 
 def new_key() -> str:
     """Draw a ``secret_key`` or ``receipt_key``: 43 characters of ``[A-Za-z0-9]``, 256 bits."""
-    return "".join(secrets.choice(KEY_ALPHABET) for _ in range(KEY_LENGTH))
+    # One system call, not one a character: each lets go of the GIL, and has to wait for it again.
+    characters = b""
+    while len(characters) < KEY_LENGTH:  # of 64 bytes, 62 are kept on the average
+        characters += secrets.token_bytes(64).translate(_CHARACTERS, delete=_UNEVEN)
+    return characters[:KEY_LENGTH].decode()
 
 
 def is_key(text: str) -> bool:
@@ -176,7 +185,7 @@ def stretch(secret_key: str, passphrase: str, salt: bytes) -> bytes:
 
     """
     phrase = unicodedata.normalize("NFC", passphrase).encode()
-    digest = hmac.digest(secret_key.encode(), phrase, hashlib.sha256)
+    digest = hmac.new(secret_key.encode(), phrase, hashlib.sha256).digest()
     return bcrypt.hashpw(base64.b64encode(digest), salt)
 
 
@@ -199,7 +208,7 @@ def seal(ring: KeyRing, secret_key: str, passphrase: str, secret: str, cost: int
 
 def seal_with(ring: KeyRing, secret_key: str, passphrase: str, secret: str, salt: bytes, nonce: bytes) -> bytes:
     """Do seal's work with a given salt (29 bytes) and nonce (12 bytes), neither of which may serve twice."""
-    head = VERSION + key_id(ring.first) + salt
+    head = VERSION + ring.first_id + salt
     padder = PKCS7(8 * BLOCK_BYTES).padder()
     padded = padder.update(secret.encode()) + padder.finalize()
     cipher = _cipher(ring.first, secret_key, passphrase, salt)

@@ -15,7 +15,6 @@ from beanie.exceptions import CollectionWasNotInitialized
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure, PyMongoError
-from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
 from quart import Quart, Response
 
 from . import checks, metrics
@@ -48,23 +47,6 @@ RETRY_INTERVAL = 1
 # Seconds in which a database has to answer that shall be called ready.
 READY_TIMEOUT = 1
 PASSWORD_FILE = "database.password"  # noqa: S105  # nosec B105  # the name of a file
-
-
-class CommandMetrics(CommandListener):
-    """Measures the driver's commands. Called in the driver's threads."""
-
-    def started(self, event: CommandStartedEvent) -> None:
-        """Wait for what comes of it."""
-
-    def succeeded(self, event: CommandSucceededEvent) -> None:
-        """Measure a command that was answered."""
-        command = event.command_name if event.command_name in metrics.COMMANDS else metrics.OTHER
-        metrics.COMMAND_DURATION.labels(command).observe(event.duration_micros / 1e6)
-
-    def failed(self, event: CommandFailedEvent) -> None:
-        """Count a command that was refused, or whose answer did not come."""
-        command = event.command_name if event.command_name in metrics.COMMANDS else metrics.OTHER
-        metrics.COMMAND_FAILURES.labels(command).inc()
 
 
 class Database:
@@ -161,7 +143,7 @@ class Database:
 
         """
         try:
-            await asyncio.wait_for(Secret.get("none has this id"), READY_TIMEOUT)
+            await asyncio.wait_for(metrics.FIND.measure(Secret.get("none has this id")), READY_TIMEOUT)
         except TimeoutError:
             raise DatabaseUnavailableError from None
 
@@ -237,7 +219,7 @@ class Database:
 
 
 def _client(url: str, **options: Any) -> AsyncIOMotorClient[dict[str, Any]]:
-    return AsyncIOMotorClient(url, **{**OPTIONS, **options}, event_listeners=[CommandMetrics()])
+    return AsyncIOMotorClient(url, **{**OPTIONS, **options})
 
 
 async def _make_user(client: AsyncIOMotorClient[dict[str, Any]], password: str) -> None:

@@ -10,8 +10,9 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from typing import cast
 
-from quart import Quart, Response, current_app, request
+from quart import Quart, Response, current_app, g, request
 from quart_rate_limiter import RateLimit, RateLimiter
 from quart_rate_limiter.store import RateLimiterStoreABC
 
@@ -46,8 +47,11 @@ def init_app(app: Quart, limited: str) -> None:
 
 
 async def _client() -> str:
-    peer = (request.scope.get("client") or ("local",))[0]
-    return budget_of(peer, request.headers.getlist("X-Forwarded-For"), current_app.config["TRUSTED_PROXIES"])
+    if "budget" not in g:  # asked for three times a request
+        peer = (request.scope.get("client") or ("local",))[0]
+        trusted_proxies = current_app.config["TRUSTED_PROXIES"]
+        g.budget = budget_of(peer, request.headers.getlist("X-Forwarded-For"), trusted_proxies)
+    return cast(str, g.budget)
 
 
 def budget_of(peer: str, forwarded_for: Sequence[str], trusted_proxies: int) -> str:

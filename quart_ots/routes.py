@@ -73,6 +73,22 @@ class Parts:
     # What goes on when its client has hung up. Held here, as the event loop itself holds tasks but weakly.
     steps: set[asyncio.Task[Any]] = field(default_factory=set)
 
+    async def to_the_end(self, step: Coroutine[Any, Any, T]) -> T:
+        """Take a step whole, even if the client hangs up meanwhile and the server drops its request.
+
+        Or a guesser who hangs up would leave the envelope of a secret that it locked, and a busy thread its place.
+        """
+        task = asyncio.create_task(step)
+        self.steps.add(task)
+        task.add_done_callback(self._note_end)
+        return await asyncio.shield(task)
+
+    def _note_end(self, task: asyncio.Task[Any]) -> None:
+        """Forget a step; look at its error, or asyncio would log it where nobody is left to raise it for."""
+        self.steps.discard(task)
+        if not task.cancelled():
+            task.exception()
+
     async def finish(self) -> None:
         """Wait for the steps that go on: the app may not end between an attempt and its outcome."""
         await asyncio.gather(*self.steps, return_exceptions=True)
@@ -99,20 +115,6 @@ def _problems(*statuses: int) -> Callable[[Handler], Handler]:
     return document
 
 
-async def _to_the_end(step: Coroutine[Any, Any, T]) -> T:
-    """Take a step whole, even if the client hangs up meanwhile and the server drops its request.
-
-    Or a guesser who hangs up would leave the envelope of a secret that it locked, and a busy thread its place.
-    """
-    task = asyncio.create_task(step)
-    # Looks at the error, or asyncio would log it when nobody is left to raise it for.
-    task.add_done_callback(lambda done: done.cancelled() or done.exception())
-    steps = _parts().steps
-    steps.add(task)
-    task.add_done_callback(steps.discard)
-    return await asyncio.shield(task)
-
-
 @blueprint.post("/generate")
 @validate_request(GenerateRequest)
 @validate_response(GenerateResponse, 201)
@@ -127,10 +129,12 @@ async def generate(data: GenerateRequest) -> tuple[GenerateResponse, int]:
     parts = _parts()
     secret_key, receipt_key = crypto.new_key(), crypto.new_key()
     phrase, text = data.passphrase.get_secret_value(), data.secret.get_secret_value()
-    sealed = await _to_the_end(_in_pool(crypto.seal, parts.ring, secret_key, phrase, text, parts.cost))
+    # Nothing is stored yet: if the client hangs up, what waits in the pool is dropped.
+    with parts.kdf.place():
+        sealed = await parts.kdf.run(crypto.seal, parts.ring, secret_key, phrase, text, parts.cost)
     lookup_id, receipt_id = crypto.lookup_id(secret_key), crypto.receipt_id(receipt_key)
-    secret = await models.create(lookup_id, receipt_id, sealed, parts.ring.ids[0], parts.clock(), data.ttl)
-    return GenerateResponse(secret_key=secret_key, receipt_key=receipt_key, expires_at=secret.expires_at), 201
+    expires_at = await models.create(lookup_id, receipt_id, sealed, parts.ring.ids[0], parts.clock(), data.ttl)
+    return GenerateResponse(secret_key=secret_key, receipt_key=receipt_key, expires_at=expires_at), 201
 
 
 @blueprint.post("/secrets/<secret_key>")
@@ -149,8 +153,8 @@ async def read_secret(secret_key: str, data: ReadRequest) -> ReadResponse:
     phrase = data.passphrase.get_secret_value()
     sealed = await models.fetch_envelope(lookup_id, parts.clock())
     crypto.parse(sealed, parts.ring)
-    secret = await _to_the_end(_attempt(lookup_id, secret_key, phrase, sealed))
-    await _to_the_end(models.claim(lookup_id, parts.clock()))
+    secret = await parts.to_the_end(_attempt(parts, lookup_id, secret_key, phrase, sealed))
+    await parts.to_the_end(models.claim(lookup_id, parts.clock()))
     return ReadResponse(secret=secret)
 
 
@@ -226,14 +230,8 @@ async def show_metrics() -> Response:
     return Response(body, content_type=content_type)
 
 
-async def _in_pool(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    with _parts().kdf.place():
-        return await _parts().kdf.run(function, *args, **kwargs)
-
-
-async def _attempt(lookup_id: str, secret_key: str, passphrase: str, sealed: bytes) -> str:
+async def _attempt(parts: Parts, lookup_id: str, secret_key: str, passphrase: str, sealed: bytes) -> str:
     """Take an attempt, then open the envelope, or count the failure."""
-    parts = _parts()
     with parts.kdf.place():
         await models.reserve_attempt(lookup_id, parts.clock())
         try:

@@ -168,6 +168,8 @@ HYPERCORN = (
         "quart_ots:create_app()",
     ),
 )
+# But for the access log, which is the suite's.
+AS_IN_PRODUCTION = (*HYPERCORN[:-1], "--worker-class", "uvloop", HYPERCORN[-1])
 
 
 @contextlib.contextmanager

@@ -78,15 +78,17 @@ class Api:
 
 
 @contextlib.asynccontextmanager
-async def connected(*services: Service, seconds: float = 60) -> AsyncIterator[Api]:
+async def connected(*services: Service, seconds: float = 60, kept: bool = False) -> AsyncIterator[Api]:
     """Give an Api for the time of a block.
 
     Args:
         services: Whom to ask.
         seconds: How long to wait for an answer.
+        kept: Whether to send several requests by a connection. Not for services that are killed, or looked at.
 
     """
-    connector = aiohttp.TCPConnector(limit=0, force_close=True)  # a connection each: services are killed under it
+    idle: dict[str, Any] = {"keepalive_timeout": 2} if kept else {"force_close": True}
+    connector = aiohttp.TCPConnector(limit=0, **idle)
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(seconds)) as session:
         yield Api(session, *services)
     await asyncio.sleep(0)  # lets the transports close

@@ -40,7 +40,7 @@ from quart_ots.models import MAX_ATTEMPTS
 from quart_ots.schemas import DEFAULT_TTL, rfc3339
 from tests.faults import clocked
 from tests.faults.finding import Finding
-from tests.service import HYPERCORN, Mongo, Service, running
+from tests.service import AS_IN_PRODUCTION, Mongo, Service, running
 
 STEPS = 50
 # The step of a run at which the service may be started anew, and one run in how many: it takes a second and a half.
@@ -104,21 +104,21 @@ class World:
         self.folder, self.service, self.clock, self.ring = folder, service, clock, ring
         self.runs = self.steps = self.restarts = 0
         self.keys = ring.read_text().split()
+        self._connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
 
     def ask(self, method: str, path: str, body: Any = None) -> tuple[int, dict[str, Any]]:
-        """Ask the service, by a connection of its own; give the status and the body."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.service.port, timeout=60)
-        with contextlib.closing(connection):
-            data = None if body is None else json.dumps(body).encode()
-            connection.request(method, path, data, {"Content-Type": "application/json"} if data else {})
-            answer = connection.getresponse()
-            text = answer.read()
+        """Ask the service, and give the status and the body."""
+        data = None if body is None else json.dumps(body).encode()
+        self._connection.request(method, path, data, {"Content-Type": "application/json"} if data else {})
+        answer = self._connection.getresponse()
+        text = answer.read()
         return answer.status, json.loads(text) if text else {}
 
     def restart(self, keys: list[str]) -> None:
         """Stop the service and start it with a key ring."""
         self.restarts += 1
         self.ring.write_text("\n".join(keys))
+        self._connection.close()  # opens itself anew
         assert self.service.stop() == 0
         self.service.start()
 
@@ -282,7 +282,8 @@ def world(folder: Path) -> Iterator[World]:
     mongo = Mongo(folder)
     try:
         given = {"MONGODB_URL": mongo.url, "MASTER_KEYS_FILE": str(ring)}
-        with clock.told(), running(folder, given, *HYPERCORN[:-1], "tests.faults.clocked:create_app()") as service:
+        command = (*AS_IN_PRODUCTION[:-1], "tests.faults.clocked:create_app()")
+        with clock.told(), running(folder, given, *command) as service:
             yield World(folder, service, clock, ring)
     finally:
         mongo.kill()

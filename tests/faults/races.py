@@ -13,9 +13,9 @@ from tests.faults import clocked
 from tests.faults.api import Api, connected
 from tests.faults.finding import Finding
 from tests.faults.stage import staged
-from tests.service import HYPERCORN, PHRASE
+from tests.service import AS_IN_PRODUCTION, PHRASE
 
-CLOCKED = (*HYPERCORN[:-1], "tests.faults.clocked:create_app()")
+CLOCKED = (*AS_IN_PRODUCTION[:-1], "tests.faults.clocked:create_app()")
 
 
 async def readers(secrets: int = 200, crowd: int = 200) -> Finding:
@@ -26,7 +26,7 @@ async def readers(secrets: int = 200, crowd: int = 200) -> Finding:
     )
     statuses: Counter[int] = Counter()
     with staged(2) as stage:
-        async with connected(*stage.services) as api:
+        async with connected(*stage.services, kept=True) as api:
             for number in range(secrets):
                 keys = (await api.generate(f"secret {number}")).body
                 answers = await asyncio.gather(*(api.read(keys["secret_key"]) for _ in range(crowd)))
@@ -49,7 +49,7 @@ async def burners(rounds: int = 1000, together: int = 20) -> Finding:
     )
     won: Counter[str] = Counter()
     with staged(2) as stage:
-        async with connected(*stage.services) as api:
+        async with connected(*stage.services, kept=True) as api:
 
             async def race() -> None:
                 keys = (await api.generate("s")).body
@@ -78,7 +78,7 @@ async def expiry(rounds: int = 500, together: int = 10) -> Finding:
         clock = clocked.FileClock(Path(folder) / "clock")
         clock.set(datetime.now(UTC).replace(microsecond=0) + timedelta(days=1))  # beyond the database's reaper
         with clock.told(), staged(2, command=CLOCKED) as stage:
-            async with connected(*stage.services) as api:
+            async with connected(*stage.services, kept=True) as api:
                 for _ in range(rounds // together):
                     now = clock()
                     created = await asyncio.gather(*(api.generate("s", ttl=60) for _ in range(together)))
@@ -116,7 +116,7 @@ async def tenth_guess(rounds: int = 500, together: int = 10) -> Finding:
         won[receipt["state"]] += 1
 
     with staged(2) as stage:
-        async with connected(*stage.services) as api:
+        async with connected(*stage.services, kept=True) as api:
             for _ in range(rounds // together):
                 await asyncio.gather(*(race(api) for _ in range(together)))
     finding.trials = rounds
@@ -130,7 +130,7 @@ async def creators(number: int = 10_000, together: int = 50) -> Finding:
         "every created secret has keys of its own and is readable", "creates over two processes, then a read of each"
     )
     with staged(2) as stage:
-        async with connected(*stage.services) as api:
+        async with connected(*stage.services, kept=True) as api:
             places = asyncio.Semaphore(together)
             keys: set[str] = set()
 

@@ -13,11 +13,9 @@ from tests.faults.api import Api, connected
 from tests.faults.clients import MEGABYTE, usage_of
 from tests.faults.finding import Finding
 from tests.faults.stage import Stage, staged
-from tests.service import HYPERCORN
 
 CLIENTS = 32
 PLOT = Path("docs") / "soak.png"
-AS_IN_PRODUCTION = (*HYPERCORN[:-1], "--worker-class", "uvloop", HYPERCORN[-1])
 
 
 class Sample(NamedTuple):
@@ -47,7 +45,7 @@ async def soak(seconds: float = 600, plot: Path | None = PLOT) -> Finding:
     )
     statuses: Counter[int] = Counter()
     samples = []
-    with staged(command=AS_IN_PRODUCTION) as stage:
+    with staged() as stage:
         async with connected(stage.service) as api:
             started = time.monotonic()
             work = [asyncio.create_task(live_on(api, started + seconds, statuses)) for _ in range(CLIENTS)]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.faults.model import draw_master_key
-from tests.service import PHRASE, Mongo, Service, running
+from tests.service import AS_IN_PRODUCTION, PHRASE, Mongo, Service, running
 
 # Milliseconds. As a failpoint changes no topology, SecantusDB does not tell waiting drivers that all is well again.
 HEARTBEAT = "&heartbeatFrequencyMS=500"
@@ -45,7 +45,11 @@ class Stage:
 
 @contextlib.contextmanager
 def staged(
-    number: int = 1, *options: str, command: tuple[str, ...] = (), url: str | None = None, **settings: str
+    number: int = 1,
+    *options: str,
+    command: tuple[str, ...] = AS_IN_PRODUCTION,
+    url: str | None = None,
+    **settings: str,
 ) -> Iterator[Stage]:
     """Start a database and services for the time of a block.
 
