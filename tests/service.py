@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 
@@ -193,6 +193,8 @@ class Mongo:
 
     """
 
+    PROGRAM: ClassVar[tuple[str, ...]] = (str(Path(sys.executable).with_name("secantusd-py")), "--sync-on-commit")
+
     def __init__(self, folder: Path, *options: str) -> None:
         self._folder = folder
         self._options = options
@@ -206,11 +208,15 @@ class Mongo:
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start it, on the port it had before, and wait until it listens."""
-        command = [str(Path(sys.executable).with_name("secantusd-py")), "--port", str(self.port)]
         log = self._folder / "mongo.log"
         with log.open("wb") as file:
             self.process = subprocess.Popen(
-                [*command, "--storage-path", str(self._folder / "mongo"), "--sync-on-commit", *self._options],
+                [
+                    *self.PROGRAM,
+                    *("--port", str(self.port), "--storage-path", str(self._folder / "mongo")),
+                    *self._options,
+                ],
+                stdout=file,
                 stderr=file,
             )
         deadline = time.monotonic() + 30

@@ -1,7 +1,9 @@
 """The envelope, against known answers, a second derivation, and whatever hypothesis thinks of."""
 
 import json
+import secrets
 import string
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
@@ -161,6 +163,21 @@ def test_new_keys_have_256_bits() -> None:
     assert len(keys) == 1000
     assert all(crypto.is_key(key) for key in keys)
     assert set("".join(keys)) == set(string.ascii_letters + string.digits)
+
+
+def test_each_character_of_a_key_is_as_likely() -> None:
+    """Of all values of a random byte, as many make each of the 62 characters."""
+    characters = bytes(range(256)).translate(crypto._CHARACTERS, delete=crypto._UNEVEN).decode()
+
+    assert Counter(characters) == dict.fromkeys(string.ascii_letters + string.digits, 4)
+
+
+def test_a_key_is_whole_though_many_bytes_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key has 43 characters even if the random bytes are of the kind that is left out, by chance."""
+    draws = iter((b"\xff" * 64, b"\xff" * 63 + b"\x00", b"\x01" * 64))
+    monkeypatch.setattr(secrets, "token_bytes", lambda _: next(draws))
+
+    assert crypto.new_key() == "a" + "b" * 42
 
 
 @pytest.mark.parametrize("text", ["", "a" * 42, "a" * 44, "a" * 42 + "-", "a" * 42 + "\n", "é" * 43])

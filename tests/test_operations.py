@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
+from pymongo.errors import AutoReconnect
 from quart import Quart
 from quart.typing import TestClientProtocol as Client
 
-from quart_ots import checks, create_app, db, logs
+from quart_ots import checks, create_app, db, logs, models
 from quart_ots.kdf import KdfPool
 from quart_ots.observe import METHODS
 from quart_ots.routes import EXTENSION, Parts
@@ -65,6 +66,39 @@ async def test_steps_are_counted_once(client: Client) -> None:
         "locked": 1,
         "refused": 10,
     }
+
+
+def commands(metric: str) -> dict[str, float]:
+    """Give what was counted of each kind of database command."""
+    return {
+        name: REGISTRY.get_sample_value(f"quart_ots_database_{metric}", {"command": name}) or 0
+        for name in ("find", "insert", "update", "delete")
+    }
+
+
+async def test_commands_are_counted(client: Client) -> None:
+    """A create is two inserts, a read a find, two updates and a delete, and none of them fails."""
+    before, failed = commands("command_duration_seconds_count"), commands("failures_total")
+    answer = await post(client, "/generate", {"secret": "a secret", "passphrase": "right"})
+    await read(client, (await answer.get_json())["secret_key"], "right")
+    after = commands("command_duration_seconds_count")
+
+    assert {name: after[name] - before[name] for name in after} == {"find": 1, "insert": 2, "update": 2, "delete": 1}
+    assert commands("failures_total") == failed
+
+
+async def test_failed_commands_are_counted(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that the database does not answer counts as failed, and is not measured."""
+    measured, failed = commands("command_duration_seconds_count"), commands("failures_total")
+
+    async def fail(*_: object) -> None:
+        raise AutoReconnect
+
+    monkeypatch.setattr(models.Secret, "get", fail)
+    assert (await client.get(f"/secrets/{'k' * 43}")).status_code == 503
+
+    assert commands("failures_total") == {**failed, "find": failed["find"] + 1}
+    assert commands("command_duration_seconds_count") == measured
 
 
 async def test_labels_are_known_beforehand(app: Quart, client: Client, created: Created) -> None:

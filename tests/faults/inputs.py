@@ -34,7 +34,7 @@ def openapi(cases: int = 20_000, seed: int = 1) -> Finding:
     )
     with staged() as stage:
         # Drawn per operation and phase, so ask for more at a time until there were enough.
-        examples = max(1, cases // 10)
+        examples = max(1, cases // 14)
         for round_ in range(10):
             command = [str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(SCHEMATHESIS)]
             command += ["run", f"{stage.service.url}/openapi.json"]
