@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: all help run test test-docker bench-health faults audit lint types check format requirements clean
+.PHONY: all help run test test-docker bench bench-health faults audit lint types check format requirements clean
 .DEFAULT_GOAL := all
 
 all: check test ## What CI runs but for test-docker: lint, types, tests
@@ -20,6 +20,9 @@ test: $(VENV)/.dev ## Run the whole test suite with coverage
 
 test-docker: $(VENV)/.dev ## Run the tests of the image and the compose files; takes a Docker engine
 	$(BIN)/python -m pytest tests/docker
+
+bench: $(VENV)/.dev ## Measure how fast it is and what that costs; writes docs/performance.md (needs wrk)
+	$(BIN)/python -m bench
 
 bench-health: $(VENV)/.dev ## Measure how fast health answers while 200 creators keep the pool full
 	$(BIN)/python -m bench.health

@@ -11,21 +11,24 @@ from __future__ import annotations
 import argparse
 import asyncio
 import collections
+import contextlib
 import random
-import statistics
 import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import httpx
 
-from tests.service import HYPERCORN, Mongo, Service
+from bench.pace import Answer, Question, paced, percentile
+from bench.stand import SERVICE
+from tests.service import Mongo, Service
 
 CREATORS = 200
 INTERVAL = 0.02
 WARM_UP = 6  # seconds until the pool is full, and has shown how long a key takes
-COMMAND = (*HYPERCORN[:9], "--worker-class", "uvloop", "quart_ots:create_app()")
+HEALTH: tuple[Question, ...] = (("GET", "/health/live", None), ("GET", "/health/ready", None))
 BODY = {"secret": "a secret", "passphrase": "correct horse battery staple"}
 
 
@@ -49,36 +52,31 @@ async def load(url: str, seconds: float) -> None:
     print(f"\ncreators were answered: {dict(statuses)}")
 
 
-async def ask(url: str, path: str, answers: list[tuple[float, int]]) -> None:
-    """Ask once, and note how long the answer took from when the question was due."""
-    started = time.perf_counter()
-    reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
-    writer.write(f"GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n".encode())
-    status = int((await reader.read()).split()[1])
-    answers.append((time.perf_counter() - started, status))
-    writer.close()
+async def watch(url: str, seconds: float, questions: Sequence[Question] = HEALTH) -> list[list[Answer]]:
+    """Ask all by turns for a time; give the answers to each."""
+    number = len(questions)
+    asked = [questions[index % number] for index in range(int(seconds / INTERVAL))]
+    answers = await paced(url, asked, INTERVAL)
+    return [answers[index::number] for index in range(number)]
 
 
-async def watch(url: str, seconds: float) -> dict[str, list[tuple[float, int]]]:
-    """Ask both by turns for a time."""
-    answers: dict[str, list[tuple[float, int]]] = {"/health/live": [], "/health/ready": []}
-    asked = []
-    for number in range(int(seconds / INTERVAL)):
-        path = list(answers)[number % 2]
-        asked.append(asyncio.create_task(ask(url, path, answers[path])))
-        await asyncio.sleep(INTERVAL)
-    await asyncio.gather(*asked)
-    return answers
-
-
-def show(when: str, answers: dict[str, list[tuple[float, int]]]) -> None:
+def show(when: str, answers: list[list[Answer]]) -> None:
     """Print a row for each path."""
-    for path, pairs in answers.items():
-        times = sorted(1000 * seconds for seconds, _ in pairs)
-        cuts = statistics.quantiles(times, n=100)
-        statuses = dict(collections.Counter(status for _, status in pairs))
-        row = (when, path, len(times), f"{cuts[49]:.1f}", f"{cuts[98]:.1f}", f"{times[-1]:.1f}", statuses)
-        print("|", " | ".join(map(str, row)), "|", flush=True)
+    for (_, path, _), own in zip(HEALTH, answers, strict=True):
+        statuses = dict(collections.Counter(answer.status for answer in own))
+        worst = 1000 * max(answer.seconds for answer in own)
+        row = (when, path, len(own), *(f"{time:.1f}" for time in (percentile(own, 50), percentile(own, 99), worst)))
+        print("|", " | ".join(map(str, row)), "|", statuses, "|", flush=True)
+
+
+@contextlib.asynccontextmanager
+async def crowded(url: str, seconds: float) -> AsyncIterator[None]:
+    """Let creators fill the pool, from a process of their own, for so many seconds of a block."""
+    command = (sys.executable, "-m", "bench.health", "--load", url, "--seconds", str(seconds + WARM_UP))
+    creators = await asyncio.create_subprocess_exec(*command)
+    await asyncio.sleep(WARM_UP)
+    yield
+    await creators.wait()
 
 
 async def measure(url: str, seconds: float) -> None:
@@ -86,12 +84,8 @@ async def measure(url: str, seconds: float) -> None:
     print("| while | path | asked | p50, ms | p99, ms | worst, ms | statuses |")
     print("|---|---|---|---|---|---|---|")
     show("idle", await watch(url, seconds))
-    creators = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bench.health", "--load", url, "--seconds", str(seconds + WARM_UP)
-    )
-    await asyncio.sleep(WARM_UP)
-    show(f"{CREATORS} creators", await watch(url, seconds))
-    await creators.wait()
+    async with crowded(url, seconds):
+        show(f"{CREATORS} creators", await watch(url, seconds))
 
 
 def main() -> None:
@@ -107,7 +101,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         mongo = Mongo(Path(name))
         settings = {"MONGODB_URL": mongo.url, "BCRYPT_COST": "10", "LOG_LEVEL": "warning"}
-        service = Service(Path(name), settings, *COMMAND)
+        service = Service(Path(name), settings, *SERVICE)
         try:
             asyncio.run(measure(service.url, seconds))
         finally:

@@ -324,6 +324,7 @@ def model(runs: int, seed: int, processes: int = 2) -> Finding:
     played, steps, restarts, violations = zip(*parts, strict=True)
     finding.trials = sum(steps)
     finding.violations = list(chain.from_iterable(violations))
-    finding.attack = f"a model of a secret's life, {sum(played):,} random runs of at most {STEPS} steps; a trial is a step"
+    runs_told = f"{sum(played):,} random runs of at most {STEPS} steps"
+    finding.attack = f"a model of a secret's life, {runs_told}; a trial is a step"
     finding.note = f"{sum(restarts)} restarts, most with another key ring"
     return finding

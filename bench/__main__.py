@@ -1,0 +1,131 @@
+"""All of it: `make bench`. Prints what it measures, writes bench/results.json, docs/performance.md and its plots.
+
+Some ten minutes; the machine should have nothing else to do. Sections can be named to be measured anew, by themselves:
+what the file has of the others stays.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from bench import parts, report, sections
+from bench.rates import PLAIN, Hashes, Rates, Stand, hash_all
+from bench.stand import RUST, Load
+
+RESULTS = Path("bench") / "results.json"
+ROUNDS = 3
+
+
+def at_default_cost(folder: Path) -> dict[str, Any]:
+    """Create and read at cost 10, and hash without doing anything else."""
+    rounds: list[tuple[Hashes, Rates]] = []
+    with Stand(folder, 10, bare=False) as stand:
+        for _ in range(ROUNDS):
+            rounds.append((hash_all(stand.cost, 5), stand.rates(stand.service, 8)))
+    told: dict[str, Any] = {"hash_ms": _median(hashes.cpu for hashes, _ in rounds)}
+    told["hashes"] = _median(hashes.rate for hashes, _ in rounds)
+    cores = os.cpu_count() or 1
+    for kind in Rates._fields:
+        loads: list[Load] = [getattr(rates, kind) for _, rates in rounds]
+        told[kind] = {
+            **_figures(loads),
+            "cpu_ratio": _median(
+                load.cpu["service"] / hashes.cpu for load, (hashes, _) in zip(loads, rounds, strict=True)
+            ),
+            # What is left of the cores after the load generator and the database.
+            "rate_ratio": _median(
+                load.rate / (hashes.rate * (1 - load.rate * (load.cpu["database"] + load.cpu["load"]) / 1000 / cores))
+                for load, (hashes, _) in zip(loads, rounds, strict=True)
+            ),
+        }
+    return told
+
+
+def at_lowest_cost(folder: Path) -> dict[str, Any]:
+    """Create and read at cost 4, in the service and in the bare app; and where the time goes."""
+    service: list[Rates] = []
+    bare: list[Rates] = []
+    plain: list[dict[str, Load]] = []
+    with Stand(folder, 4) as stand:
+        hashes = hash_all(stand.cost, 2)
+        for _ in range(ROUNDS):
+            service.append(stand.rates(stand.service, 5))
+            bare.append(stand.rates(stand.bare, 5))
+            plain.append(stand.plain(2))
+        samples = {
+            name: parts.sampled(stand, one, 6) for name, one in (("service", stand.service), ("bare", stand.bare))
+        }
+    told: dict[str, Any] = {"hash_ms": hashes.cpu, "parts": {}}
+    told["plain"] = {name: _figures([one[name] for one in plain]) for name in PLAIN}
+    for kind in Rates._fields:
+        ours, theirs = ([getattr(rates, kind) for rates in rounds] for rounds in (service, bare))
+        ratio = _median(one.rate / other.rate for one, other in zip(ours, theirs, strict=True))
+        beyond = _median(one.cpu["service"] - other.cpu["service"] for one, other in zip(ours, theirs, strict=True))
+        told[kind] = {"service": _figures(ours), "bare": _figures(theirs), "ratio": ratio, "beyond_ms": beyond}
+        told["parts"][kind] = {
+            name: parts.spread(told[kind][name]["service_ms"] - hashes.cpu, Counter(samples[name][kind]))
+            for name in samples
+        }
+    return told
+
+
+def _median(values: Iterable[float]) -> float:
+    return statistics.median(values)
+
+
+def _figures(loads: list[Load]) -> dict[str, float]:
+    """Give the medians of what the same load came to in each round."""
+    columns = {
+        "rate": [load.rate for load in loads],
+        "service_ms": [load.cpu["service"] for load in loads],
+        "database_ms": [load.cpu["database"] for load in loads],
+    }
+    return {name: _median(values) for name, values in columns.items()}
+
+
+SECTIONS: dict[str, Callable[[Path], Any]] = {
+    "default_cost": at_default_cost,
+    "lowest_cost": at_lowest_cost,
+    "under_load": sections.under_load,
+    "waiting": sections.waiting,
+    "memory": sections.memory,
+    "start": lambda _: sections.start(),
+    "workers": sections.workers,
+    "costs": sections.costs,
+    "stored": lambda _: sections.stored(),
+}
+
+
+def main(names: list[str]) -> None:
+    """Run the sections named, or all and write the report."""
+    if not shutil.which("wrk"):
+        sys.exit("wrk is missing: apt-get install wrk")
+    results: dict[str, Any] = json.loads(RESULTS.read_text()) if names else {"seconds": {}}
+    results["machine"] = {
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "database": "secantusd-rs" if Path(RUST).exists() else "secantusd-py",
+    }
+    for name in names or SECTIONS:
+        begun = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder:
+            results[name] = SECTIONS[name](Path(folder))
+        results["seconds"][name] = round(time.monotonic() - begun)
+        print(f"{name}, {results['seconds'][name]} s: {json.dumps(results[name], indent=2)}", flush=True)
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    report.write(results)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

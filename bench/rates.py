@@ -1,0 +1,100 @@
+"""Creates and reads a second, and what they are measured by: one part after the other, in rounds."""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import bcrypt
+
+from bench.pace import Question
+from bench.stand import BARE, SERVICE, Load, creates, database, load, reads
+from tests.service import Mongo, Service
+
+# How the bare app can take a body: by a model of pydantic's, a dataclass, or unseen.
+PLAIN = ("plain", "dataclasses", "unvalidated")
+
+
+class Hashes(NamedTuple):
+    """What the cores do when they do nothing else."""
+
+    rate: float  # hashes a second, on all cores
+    cpu: float  # ms of CPU time for one
+
+
+class Rates(NamedTuple):
+    """What a round measured, of the service or of the bare app."""
+
+    create: Load
+    read: Load
+
+
+def hash_all(cost: int, seconds: float) -> Hashes:
+    """Hash on all cores for a time."""
+    salt, until = bcrypt.gensalt(cost), time.monotonic() + seconds
+
+    def work(_: int) -> int:
+        number = 0
+        while time.monotonic() < until:
+            bcrypt.hashpw(b"as long as a digest in base64 will be, is it", salt)
+            number += 1
+        return number
+
+    started, cpu = time.monotonic(), time.process_time()
+    threads = os.cpu_count() or 1
+    with ThreadPoolExecutor(threads) as pool:
+        total = sum(pool.map(work, range(threads)))
+    return Hashes(total / (time.monotonic() - started), 1000 * (time.process_time() - cpu) / total)
+
+
+class Stand:
+    """The service and the bare app, each on a database of the same server, for the time of a block.
+
+    Args:
+        folder: For all that they write.
+        cost: bcrypt's, of both.
+        workers: The service's processes.
+        bare: Whether the bare app is wanted.
+
+    """
+
+    def __init__(self, folder: Path, cost: int, workers: int = 0, bare: bool = True) -> None:
+        self.folder, self.cost = folder, cost
+        self.mongo: Mongo = database(folder)
+        settings = {"MONGODB_URL": self.mongo.url, "BCRYPT_COST": str(cost), "INSTANCE_PATH": str(folder / "instance")}
+        os.environ |= {"BARE_URL": self.mongo.url, "BARE_COST": str(cost)}
+        command = [str(workers) if part == "0" else part for part in SERVICE]
+        self.service = Service(folder, settings, *command)
+        self.rates(self.service, 2)
+        if bare:
+            self.bare = Service(folder, {}, *BARE)
+            self.rates(self.bare, 2)
+
+    def __enter__(self) -> Stand:
+        """Nothing more to start."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop all three."""
+        self.service.stop()
+        if hasattr(self, "bare"):
+            self.bare.stop()
+        self.mongo.kill()
+
+    def send(self, service: Service, questions: list[Question], seconds: float, expected: int) -> Load:
+        """Put one of the two under load."""
+        pids = {"service": service.process.pid, "database": self.mongo.process.pid}
+        # A few keep the threads that hash busy; at the least cost there is more to be kept busy.
+        return load(self.folder, service.url, questions, seconds, pids, expected, 32 if self.cost < 8 else 8)
+
+    def rates(self, service: Service, seconds: float) -> Rates:
+        """Create for a time, then read what was created, for a shorter time: it must not run out."""
+        create = self.send(service, creates(), seconds, 201)
+        return Rates(create, self.send(service, reads(create.answers), max(1, 0.7 * seconds), 200))
+
+    def plain(self, seconds: float) -> dict[str, Load]:
+        """Post to the bare app's routes that do nothing."""
+        return {name: self.send(self.bare, [("POST", f"/{name}", creates()[0][2])], seconds, 200) for name in PLAIN}

@@ -1,0 +1,222 @@
+"""What is measured beside creates and reads a second: each function a section of bench/results.json."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import bson
+import httpx
+from pymongo import MongoClient
+
+from bench.health import crowded, watch
+from bench.pace import Answer, Question, paced, percentile
+from bench.rates import Stand, hash_all
+from bench.stand import CREATE, SERVICE, creates, database, reads, resident
+from quart_ots.db import OPTIONS
+from tests.service import ROOT, Service
+
+SIZES = (1_000, 10_000, 100_000, 1_000_000)
+# Seconds between two reads of the open loop: far from what the service can do.
+READ_INTERVAL = 0.025
+DEPENDENCIES = (
+    *(
+        "hypercorn",
+        "uvloop",
+        "quart",
+        "quart_schema",
+        "quart_rate_limiter",
+        "pydantic",
+        "beanie",
+        "motor.motor_asyncio",
+    ),
+    *("pymongo", "cryptography.hazmat.primitives.ciphers.aead", "bcrypt", "prometheus_client", "structlog", "click"),
+    *("flask_swagger_ui",),
+)
+
+
+def median_by_key(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Give the median of each column."""
+    return {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+
+
+def under_load(folder: Path, seconds: float = 12) -> dict[str, Any]:
+    """Measure the p99 of /health/live and of a look at a waiting secret, idle and while the pool is full."""
+
+    async def measure(service: Service) -> dict[str, Any]:
+        (created,) = await paced(service.url, [("POST", "/generate", CREATE)], 1)
+        key = re.search(rb'"secret_key": ?"(\w+)"', created.body)
+        assert key is not None
+        questions: list[Question] = [("GET", "/health/live", None), ("GET", f"/secrets/{key[1].decode()}", None)]
+        idle = await watch(service.url, seconds, questions)
+        async with crowded(service.url, seconds):
+            full = await watch(service.url, seconds, questions)
+        return {
+            name: {
+                "idle_p99": percentile(calm, 99),
+                "full_p99": percentile(busy, 99),
+                "statuses": _statuses(calm + busy),
+            }
+            for name, calm, busy in zip(("live", "status"), idle, full, strict=True)
+        }
+
+    with Stand(folder, 10, bare=False) as stand:
+        return asyncio.run(measure(stand.service))
+
+
+def _statuses(answers: list[Answer]) -> list[int]:
+    return sorted({answer.status for answer in answers})
+
+
+def waiting(folder: Path, rounds: int = 3, number: int = 80) -> list[dict[str, float]]:
+    """Measure reads, open loop, beside so many secrets that wait. By turns, each number in a database of its own."""
+    mongo = database(folder)
+    services: list[Service] = []
+    try:
+        for size in SIZES:
+            url = mongo.url.replace("/quart_ots", f"/waiting{size}")
+            started = time.monotonic()
+            _fill(url, size)
+            print(f"  {size:,} secrets in {time.monotonic() - started:.0f} s", flush=True)
+            own = folder / str(size)
+            own.mkdir()
+            services.append(Service(own, {"MONGODB_URL": url, "BCRYPT_COST": "4"}, *SERVICE))
+        times: dict[int, list[float]] = {size: [] for size in SIZES}
+        for _ in range(rounds):
+            for size, service in zip(SIZES, services, strict=True):
+                made = asyncio.run(paced(service.url, creates() * number, READ_INTERVAL))
+                created = [_keys(answer) for answer in made]
+                answers = asyncio.run(paced(service.url, reads(created), READ_INTERVAL))
+                assert _statuses(answers) == [200]
+                times[size].append(percentile(answers, 50))
+        return [{"waiting": size, "p50": statistics.median(times[size])} for size in SIZES]
+    finally:
+        for service in services:
+            service.stop()
+        mongo.kill()
+
+
+def _keys(answer: Answer) -> dict[str, str]:
+    return dict(re.findall(r'"(\w+)": ?"([^"]+)"', answer.body.decode()))
+
+
+def _documents(number: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Make up secrets that wait, as large as those of the load: an envelope and what belongs to it."""
+    now = datetime.now(UTC)
+    over = now + timedelta(days=7)
+    state = {"state": "pending", "attempts_left": 10, "attempted_at": None, "claim": None, "ended_at": None}
+    for _ in range(number):
+        id_, receipt_id = os.urandom(32).hex(), os.urandom(32).hex()
+        times = {"created_at": now, "expires_at": over, "purge_at": over + timedelta(days=7)}
+        sealed = {"sealed": os.urandom(321), "key_id": "0" * 16, "expires_at": over}
+        yield {"_id": id_, **sealed}, {"_id": id_, "receipt_id": receipt_id, **state, **times}
+
+
+def _fill(url: str, number: int) -> None:
+    options = {**OPTIONS, "journal": False, "socketTimeoutMS": 60_000}
+    with MongoClient[dict[str, Any]](url, **options) as client:
+        documents = _documents(number)
+        while batch := list(islice(documents, 10_000)):
+            client.get_default_database()["envelopes"].insert_many([one for one, _ in batch], ordered=False)
+            client.get_default_database()["secrets"].insert_many([one for _, one in batch], ordered=False)
+
+
+def memory(folder: Path, first: int = 1_000, last: int = 100_000) -> dict[str, float]:
+    """Measure the service's memory after so many requests: looks, creates and reads."""
+    with Stand(folder, 4, bare=False) as stand:
+        sent = 0
+
+        def some(seconds: float) -> list[dict[str, str]]:
+            nonlocal sent
+            create, read = stand.rates(stand.service, seconds)
+            created = create.answers[len(read.answers) // 2]["secret_key"]
+            sent += len(create.answers) + len(read.answers)
+            # It was read, and a look at it is as much work as at one that waits.
+            for _ in range(2):
+                sent += len(stand.send(stand.service, [("GET", f"/secrets/{created}", None)], seconds, 404).answers)
+            return create.answers
+
+        some(1)
+        while sent < first:
+            some(1)
+        early = (sent, resident(stand.service.process.pid))
+        while sent < last:
+            some(5)
+        late = (sent, resident(stand.service.process.pid))
+    return {"first_requests": early[0], "first_mb": early[1], "last_requests": late[0], "last_mb": late[1]}
+
+
+def start(rounds: int = 7) -> dict[str, float]:
+    """Time the start of the service to its first answer, with its database there, and the import of what it needs."""
+    starts, imports = [], []
+    statement = f"import {', '.join(DEPENDENCIES)}"
+    with tempfile.TemporaryDirectory() as name:
+        mongo = database(Path(name))
+        service = Service(Path(name), {"MONGODB_URL": mongo.url}, *SERVICE)
+        try:
+            for _ in range(rounds):
+                service.stop()
+                started = time.perf_counter()
+                service.start(wait=False)
+                while not _answers(service.url):
+                    time.sleep(0.005)
+                starts.append(time.perf_counter() - started)
+                started = time.perf_counter()
+                subprocess.run([sys.executable, "-c", statement], check=True, cwd=ROOT)
+                imports.append(time.perf_counter() - started)
+        finally:
+            service.stop()
+            mongo.kill()
+    return {"start": statistics.median(starts), "imports": statistics.median(imports)}
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health/live", timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def workers(folder: Path, rounds: int = 3, seconds: float = 3) -> list[dict[str, float]]:
+    """Measure one process without and with a parent, and two; and see that each secret was read once."""
+    rows: dict[int, list[dict[str, float]]] = {0: [], 1: [], 2: []}
+    for round_ in range(rounds):
+        for number, told in rows.items():
+            own = folder / f"{number}-{round_}"
+            own.mkdir()
+            with Stand(own, 4, number, bare=False) as stand:
+                create, read = stand.rates(stand.service, seconds)
+                again = stand.send(stand.service, reads(create.answers[: len(read.answers) // 2]), seconds, 404)
+            told.append({"creates": create.rate, "reads": read.rate, "again": float(len(again.answers))})
+    return [{"workers": number, **median_by_key(told)} for number, told in rows.items()]
+
+
+def costs(folder: Path, seconds: float = 6) -> list[dict[str, float]]:
+    """Measure creates and reads a second and core, for whoever chooses a cost."""
+    rows = []
+    for cost in (8, 10, 12):
+        own = folder / str(cost)
+        own.mkdir()
+        with Stand(own, cost, bare=False) as stand:
+            create, read = stand.rates(stand.service, seconds)
+        cores = os.cpu_count() or 1
+        hashes = hash_all(cost, 2)
+        rows.append({"cost": cost, "hash_ms": hashes.cpu, "creates": create.rate / cores, "reads": read.rate / cores})
+    return rows
+
+
+def stored() -> dict[str, float]:
+    """Give the bytes of a secret's two documents, as BSON, without what the database adds for itself."""
+    ((envelope, secret),) = _documents(1)
+    return {"envelope": len(bson.encode(envelope)), "secret": len(bson.encode(secret))}

@@ -1,0 +1,114 @@
+"""What is measured, as processes of their own, and what they use."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.pace import Question
+from tests.service import HYPERCORN, PHRASE, Mongo
+
+LUA = Path(__file__).with_name("load.lua")
+TICKS = 100  # of /proc's CPU times to the second, on Linux
+# As in production, but for the access log of the suite.
+SERVER = (*HYPERCORN[:9], "--worker-class", "uvloop")
+SERVICE = (*SERVER, "quart_ots:create_app()")
+BARE = (*SERVER, "bench.bare:create_app()")
+CREATE = {"secret": "a secret of the benchmark", "passphrase": PHRASE}
+RUST = shutil.which("secantusd-rs") or str(Path("~/.cargo/bin/secantusd-rs").expanduser())
+
+
+class RustMongo(Mongo):
+    """The Rust server of the same project: not its bottleneck, a command takes it a fraction of a millisecond."""
+
+    PROGRAM = (RUST,)
+
+
+def database(folder: Path) -> Mongo:
+    """Start the Rust server, or the Python one where it is not installed."""
+    return (RustMongo if Path(RUST).exists() else Mongo)(folder)
+
+
+class Load(NamedTuple):
+    """What a closed loop came to."""
+
+    rate: float  # answers a second
+    cpu: dict[str, float]  # ms of CPU time for each answer, by process
+    answers: list[dict[str, str]]
+
+
+def cpu_seconds(pid: int) -> float:
+    """Give the CPU time that a process and its children have used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    own = (int(fields[11]) + int(fields[12])) / TICKS
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return own + sum(cpu_seconds(int(child)) for child in children)
+
+
+def settle(pids: dict[str, int]) -> None:
+    """Wait until what the load left in flight is done, or it would count in what is measured next."""
+    busy = True
+    while busy:
+        before = sum(map(cpu_seconds, pids.values()))
+        time.sleep(0.25)
+        busy = sum(map(cpu_seconds, pids.values())) - before > 0.05
+
+
+def resident(pid: int) -> float:
+    """Give what a process holds in memory, MB."""
+    match = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    assert match is not None
+    return int(match[1]) / 1024
+
+
+def creates() -> list[Question]:
+    """Give a create to send over and over."""
+    return [("POST", "/generate", CREATE)]
+
+
+def reads(created: Iterable[dict[str, str]]) -> list[Question]:
+    """Give a read for each that was created."""
+    return [("POST", f"/secrets/{one['secret_key']}", {"passphrase": PHRASE}) for one in created]
+
+
+def load(
+    folder: Path,
+    url: str,
+    questions: list[Question],
+    seconds: float,
+    pids: dict[str, int],
+    expected: int,
+    connections: int,
+) -> Load:
+    """Send requests in a closed loop: wrk, one thread.
+
+    Raises:
+        AssertionError: An answer was lost, or had another status than the one expected.
+
+    """
+    lines = "\n".join(f"{method}\t{path}\t{json.dumps(body) if body else ''}" for method, path, body in questions)
+    (folder / "requests").write_text(lines + "\n")
+    command = ["wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{seconds:.0f}s"]
+    command += ["--timeout", "30s", "--script", str(LUA), url, "--"]
+    own = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before = {name: cpu_seconds(pid) for name, pid in pids.items()}
+    done = subprocess.run(
+        [*command, str(folder / "requests"), str(folder / "answers")], capture_output=True, text=True, check=True
+    )
+    after = {name: cpu_seconds(pid) for name, pid in pids.items()}
+    settle(pids)
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert set(told["statuses"]) == {str(expected)} and not told["lost"], told
+    number = told["requests"]
+    cpu = {name: 1000 * (after[name] - before[name]) / number for name in pids}
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu["load"] = 1000 * (used.ru_utime + used.ru_stime - own.ru_utime - own.ru_stime) / number
+    answers = [json.loads(line) for line in (folder / "answers").read_text().splitlines() if line.strip()]
+    return Load(number / told["seconds"], cpu, answers)
