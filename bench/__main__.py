@@ -10,13 +10,12 @@ import json
 import os
 import platform
 import shutil
-import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from bench import parts, report, sections
@@ -33,18 +32,18 @@ def at_default_cost(folder: Path) -> dict[str, Any]:
     with Stand(folder, 10, bare=False) as stand:
         for _ in range(ROUNDS):
             rounds.append((hash_all(stand.cost, 5), stand.rates(stand.service, 8)))
-    told: dict[str, Any] = {"hash_ms": _median(hashes.cpu for hashes, _ in rounds)}
-    told["hashes"] = _median(hashes.rate for hashes, _ in rounds)
+    told: dict[str, Any] = {"hash_ms": median(hashes.cpu for hashes, _ in rounds)}
+    told["hashes"] = median(hashes.rate for hashes, _ in rounds)
     cores = os.cpu_count() or 1
     for kind in Rates._fields:
         loads: list[Load] = [getattr(rates, kind) for _, rates in rounds]
         told[kind] = {
             **_figures(loads),
-            "cpu_ratio": _median(
+            "cpu_ratio": median(
                 load.cpu["service"] / hashes.cpu for load, (hashes, _) in zip(loads, rounds, strict=True)
             ),
             # What is left of the cores after the load generator and the database.
-            "rate_ratio": _median(
+            "rate_ratio": median(
                 load.rate / (hashes.rate * (1 - load.rate * (load.cpu["database"] + load.cpu["load"]) / 1000 / cores))
                 for load, (hashes, _) in zip(loads, rounds, strict=True)
             ),
@@ -70,18 +69,13 @@ def at_lowest_cost(folder: Path) -> dict[str, Any]:
     told["plain"] = {name: _figures([one[name] for one in plain]) for name in PLAIN}
     for kind in Rates._fields:
         ours, theirs = ([getattr(rates, kind) for rates in rounds] for rounds in (service, bare))
-        ratio = _median(one.rate / other.rate for one, other in zip(ours, theirs, strict=True))
-        beyond = _median(one.cpu["service"] - other.cpu["service"] for one, other in zip(ours, theirs, strict=True))
+        ratio = median(one.rate / other.rate for one, other in zip(ours, theirs, strict=True))
+        beyond = median(one.cpu["service"] - other.cpu["service"] for one, other in zip(ours, theirs, strict=True))
         told[kind] = {"service": _figures(ours), "bare": _figures(theirs), "ratio": ratio, "beyond_ms": beyond}
         told["parts"][kind] = {
-            name: parts.spread(told[kind][name]["service_ms"] - hashes.cpu, Counter(samples[name][kind]))
-            for name in samples
+            name: parts.spread(told[kind][name]["service_ms"] - hashes.cpu, samples[name][kind]) for name in samples
         }
     return told
-
-
-def _median(values: Iterable[float]) -> float:
-    return statistics.median(values)
 
 
 def _figures(loads: list[Load]) -> dict[str, float]:
@@ -91,7 +85,7 @@ def _figures(loads: list[Load]) -> dict[str, float]:
         "service_ms": [load.cpu["service"] for load in loads],
         "database_ms": [load.cpu["database"] for load in loads],
     }
-    return {name: _median(values) for name, values in columns.items()}
+    return {name: median(values) for name, values in columns.items()}
 
 
 SECTIONS: dict[str, Callable[[Path], Any]] = {

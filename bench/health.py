@@ -22,20 +22,19 @@ from pathlib import Path
 import httpx
 
 from bench.pace import Answer, Question, paced, percentile
-from bench.stand import SERVICE
+from bench.stand import CREATE, SERVICE
 from tests.service import Mongo, Service
 
 CREATORS = 200
 INTERVAL = 0.02
 WARM_UP = 6  # seconds until the pool is full, and has shown how long a key takes
 HEALTH: tuple[Question, ...] = (("GET", "/health/live", None), ("GET", "/health/ready", None))
-BODY = {"secret": "a secret", "passphrase": "correct horse battery staple"}
 
 
 async def create(client: httpx.AsyncClient, until: float, statuses: collections.Counter[int]) -> None:
     """Create secrets until a time, politely."""
     while time.monotonic() < until:
-        answer = await client.post("/generate", json=BODY)
+        answer = await client.post("/generate", json=CREATE)
         statuses[answer.status_code] += 1
         if answer.status_code == 503:
             pause = int(answer.headers["Retry-After"]) + random.random()

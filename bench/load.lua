@@ -1,6 +1,6 @@
 -- wrk's requests, from a file of them: a line each, with method, path and body apart by tabs. Each is sent once, in
--- order, and then it ends; but a lone one is sent over and over. What comes back is counted by status and, where a second file is named,
--- written there, a body a line. Prints one line of JSON.
+-- order, and then it ends; but a lone one is sent over and over. What comes back is counted by status and, where a second
+-- file is named, written there, a body a line. Prints one line of JSON.
 local threads = {}
 
 function setup(thread)

@@ -68,20 +68,21 @@ class Stand:
         os.environ |= {"BARE_URL": self.mongo.url, "BARE_COST": str(cost)}
         command = [str(workers) if part == "0" else part for part in SERVICE]
         self.service = Service(folder, settings, *command)
-        self.rates(self.service, 2)
+        self._started = [self.service]
         if bare:
             self.bare = Service(folder, {}, *BARE)
-            self.rates(self.bare, 2)
+            self._started.append(self.bare)
+        for service in self._started:
+            self.rates(service, 2)
 
     def __enter__(self) -> Stand:
         """Nothing more to start."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop all three."""
-        self.service.stop()
-        if hasattr(self, "bare"):
-            self.bare.stop()
+        """Stop all that was started."""
+        for service in self._started:
+            service.stop()
         self.mongo.kill()
 
     def send(self, service: Service, questions: list[Question], seconds: float, expected: int) -> Load:

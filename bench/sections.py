@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -31,18 +31,8 @@ SIZES = (1_000, 10_000, 100_000, 1_000_000)
 # Seconds between two reads of the open loop: far from what the service can do.
 READ_INTERVAL = 0.025
 DEPENDENCIES = (
-    *(
-        "hypercorn",
-        "uvloop",
-        "quart",
-        "quart_schema",
-        "quart_rate_limiter",
-        "pydantic",
-        "beanie",
-        "motor.motor_asyncio",
-    ),
-    *("pymongo", "cryptography.hazmat.primitives.ciphers.aead", "bcrypt", "prometheus_client", "structlog", "click"),
-    *("flask_swagger_ui",),
+    "hypercorn, uvloop, quart, quart_schema, quart_rate_limiter, pydantic, beanie, motor.motor_asyncio, pymongo, "
+    "bcrypt, cryptography.hazmat.primitives.ciphers.aead, prometheus_client, structlog, click, flask_swagger_ui"
 )
 
 
@@ -56,9 +46,8 @@ def under_load(folder: Path, seconds: float = 12) -> dict[str, Any]:
 
     async def measure(service: Service) -> dict[str, Any]:
         (created,) = await paced(service.url, [("POST", "/generate", CREATE)], 1)
-        key = re.search(rb'"secret_key": ?"(\w+)"', created.body)
-        assert key is not None
-        questions: list[Question] = [("GET", "/health/live", None), ("GET", f"/secrets/{key[1].decode()}", None)]
+        path = f"/secrets/{_keys(created)['secret_key']}"
+        questions: list[Question] = [("GET", "/health/live", None), ("GET", path, None)]
         idle = await watch(service.url, seconds, questions)
         async with crowded(service.url, seconds):
             full = await watch(service.url, seconds, questions)
@@ -108,7 +97,7 @@ def waiting(folder: Path, rounds: int = 3, number: int = 80) -> list[dict[str, f
 
 
 def _keys(answer: Answer) -> dict[str, str]:
-    return dict(re.findall(r'"(\w+)": ?"([^"]+)"', answer.body.decode()))
+    return dict(json.loads(answer.body))
 
 
 def _documents(number: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
@@ -137,7 +126,7 @@ def memory(folder: Path, first: int = 1_000, last: int = 100_000) -> dict[str, f
     with Stand(folder, 4, bare=False) as stand:
         sent = 0
 
-        def some(seconds: float) -> list[dict[str, str]]:
+        def some(seconds: float) -> None:
             nonlocal sent
             create, read = stand.rates(stand.service, seconds)
             created = create.answers[len(read.answers) // 2]["secret_key"]
@@ -145,7 +134,6 @@ def memory(folder: Path, first: int = 1_000, last: int = 100_000) -> dict[str, f
             # It was read, and a look at it is as much work as at one that waits.
             for _ in range(2):
                 sent += len(stand.send(stand.service, [("GET", f"/secrets/{created}", None)], seconds, 404).answers)
-            return create.answers
 
         some(1)
         while sent < first:
@@ -160,7 +148,6 @@ def memory(folder: Path, first: int = 1_000, last: int = 100_000) -> dict[str, f
 def start(rounds: int = 7) -> dict[str, float]:
     """Time the start of the service to its first answer, with its database there, and the import of what it needs."""
     starts, imports = [], []
-    statement = f"import {', '.join(DEPENDENCIES)}"
     with tempfile.TemporaryDirectory() as name:
         mongo = database(Path(name))
         service = Service(Path(name), {"MONGODB_URL": mongo.url}, *SERVICE)
@@ -173,7 +160,7 @@ def start(rounds: int = 7) -> dict[str, float]:
                     time.sleep(0.005)
                 starts.append(time.perf_counter() - started)
                 started = time.perf_counter()
-                subprocess.run([sys.executable, "-c", statement], check=True, cwd=ROOT)
+                subprocess.run([sys.executable, "-c", f"import {DEPENDENCIES}"], check=True, cwd=ROOT)
                 imports.append(time.perf_counter() - started)
         finally:
             service.stop()

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.pace import Question
-from tests.service import HYPERCORN, PHRASE, Mongo
+from tests.service import PHRASE, SERVER, Mongo
 
 LUA = Path(__file__).with_name("load.lua")
 TICKS = 100  # of /proc's CPU times to the second, on Linux
 # As in production, but for the access log of the suite.
-SERVER = (*HYPERCORN[:9], "--worker-class", "uvloop")
-SERVICE = (*SERVER, "quart_ots:create_app()")
-BARE = (*SERVER, "bench.bare:create_app()")
+SERVICE = (*SERVER, "--worker-class", "uvloop", "quart_ots:create_app()")
+BARE = (*SERVICE[:-1], "bench.bare:create_app()")
 CREATE = {"secret": "a secret of the benchmark", "passphrase": PHRASE}
 RUST = shutil.which("secantusd-rs") or str(Path("~/.cargo/bin/secantusd-rs").expanduser())
 

@@ -105,8 +105,7 @@ class KeyRing:
         if len(self._keys) != len(master_keys):
             raise ValueError("has the same key twice")
         self.ids = [id_.hex() for id_ in self._keys]
-        self.first = master_keys[0]
-        self.first_id = key_id(self.first)
+        self.first_id, self.first = next(iter(self._keys.items()))
 
     def __repr__(self) -> str:
         """Name the keys by their ids, so that no log or traceback can show one."""

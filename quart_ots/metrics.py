@@ -52,10 +52,10 @@ DATABASE_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5
 # Seconds in which whoever asks on the port of its own has to send the request.
 SCRAPE_TIMEOUT = 5
 
-disable_created_metrics()  # type: ignore[no-untyped-call]
+disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus_client is typed in parts
 if FOLDER:
     # The gauges of a dead process that had the same id.
-    multiprocess.mark_process_dead(os.getpid())  # type: ignore[no-untyped-call]
+    multiprocess.mark_process_dead(os.getpid())  # type: ignore[no-untyped-call]  # as above
 
 REQUESTS = Histogram(
     "quart_ots_request_duration_seconds",
@@ -121,7 +121,7 @@ class Workers(Collector):
             int(match[1]) for path in self._folder.glob("*.db") if (match := re.search(r"_(\d+)\.db$", str(path)))
         }:
             if not _lives(pid):
-                multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]
+                multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]  # as above
                 continue
             for metric in ProcessCollector(pid=lambda: pid, registry=None).collect():  # noqa: B023  # called at once
                 known = total.setdefault(metric.name, metric)
@@ -148,7 +148,7 @@ def registry() -> CollectorRegistry:
         return REGISTRY
     shared = CollectorRegistry()
     shared.register(Workers(FOLDER))
-    multiprocess.MultiProcessCollector(shared)  # type: ignore[no-untyped-call]
+    multiprocess.MultiProcessCollector(shared)  # type: ignore[no-untyped-call]  # as above
     return shared
 
 

@@ -94,7 +94,7 @@ def init_app(app: Quart) -> None:
                 told["address"] = str(client_address(peer, forwarded_for, app.config["TRUSTED_PROXIES"]))
             _tell(app, scene, private.get("method", "GET"), time.perf_counter() - started, told)
 
-    app.asgi_app = asgi_app  # type: ignore[method-assign]
+    app.asgi_app = asgi_app  # type: ignore[method-assign]  # Quart's own way to be wrapped
     app.before_request(_note_route)
 
 

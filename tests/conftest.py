@@ -50,7 +50,7 @@ class MemoryClient(AsyncMongoMockClient):  # type: ignore[type-arg]  # poses as 
 
     admin = MemoryAdmin()
 
-    def get_default_database(self, name: str) -> Any:  # type: ignore[override]
+    def get_default_database(self, name: str) -> Any:  # type: ignore[override]  # Motor's takes a name alone, too
         """Give the database in memory."""
         return self[name]
 

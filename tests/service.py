@@ -157,9 +157,12 @@ class Service:
         raise AssertionError("no embedded database runs")
 
 
-HYPERCORN = (
+SERVER = (
     *(sys.executable, "-m", "hypercorn", "--config", "python:quart_ots.server"),
     *("--workers", "0", "--bind", "127.0.0.1:{port}"),
+)
+HYPERCORN = (
+    *SERVER,
     *(
         "--access-logfile",
         "access.log",

@@ -72,8 +72,6 @@ ATTACKS: dict[str, Callable[[], Any]] = {
 }
 # Begun first, so that none of them is alone in the end.
 LONG = ("model", "readers", "creators", "crash-database", "openapi", "limiter-memory", "failpoints")
-# At once: most wait for something for much of their time.
-LANES = 3
 # Has the machine to itself.
 LAST = {"soak": soak.soak}
 
@@ -96,7 +94,7 @@ def main(names: list[str]) -> int:
     started = time.monotonic()
     chosen = [name for name in (*ATTACKS, *LAST) if not names or name in names]
     begun = sorted((name for name in chosen if name in ATTACKS), key=lambda name: name not in LONG)
-    with ProcessPoolExecutor(LANES, get_context("spawn"), max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(2, get_context("spawn"), max_tasks_per_child=1) as pool:
         played = dict(zip(begun, pool.map(play, begun), strict=True))
     findings = [played.get(name) or play(name) for name in chosen]
     minutes = (time.monotonic() - started) / 60
