@@ -44,7 +44,8 @@ async def create(client: httpx.AsyncClient, until: float, statuses: collections.
 async def load(url: str, seconds: float) -> None:
     """Let all creators create for a time, and print what they were told."""
     statuses: collections.Counter[int] = collections.Counter()
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    # Less than the server's, which would close a connection just as a request goes out on it.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2)
     async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
         until = time.monotonic() + seconds
         await asyncio.gather(*(create(client, until, statuses) for _ in range(CREATORS)))
@@ -75,7 +76,7 @@ async def crowded(url: str, seconds: float) -> AsyncIterator[None]:
     creators = await asyncio.create_subprocess_exec(*command)
     await asyncio.sleep(WARM_UP)
     yield
-    await creators.wait()
+    assert await creators.wait() == 0
 
 
 async def measure(url: str, seconds: float) -> None:

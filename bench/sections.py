@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import statistics
@@ -41,34 +42,33 @@ def median_by_key(rows: list[dict[str, float]]) -> dict[str, float]:
     return {key: statistics.median(row[key] for row in rows) for key in rows[0]}
 
 
-def under_load(folder: Path, seconds: float = 12) -> dict[str, Any]:
+def under_load(folder: Path, rounds: int = 3, seconds: float = 8) -> dict[str, Any]:
     """Measure the p99 of /health/live and of a look at a waiting secret, idle and while the pool is full."""
 
-    async def measure(service: Service) -> dict[str, Any]:
+    async def measure(service: Service) -> dict[str, dict[str, float]]:
         (created,) = await paced(service.url, [("POST", "/generate", CREATE)], 1)
         path = f"/secrets/{_keys(created)['secret_key']}"
         questions: list[Question] = [("GET", "/health/live", None), ("GET", path, None)]
         idle = await watch(service.url, seconds, questions)
         async with crowded(service.url, seconds):
             full = await watch(service.url, seconds, questions)
-        return {
-            name: {
-                "idle_p99": percentile(calm, 99),
-                "full_p99": percentile(busy, 99),
-                "statuses": _statuses(calm + busy),
-            }
-            for name, calm, busy in zip(("live", "status"), idle, full, strict=True)
-        }
+        assert {answer.status for own in idle + full for answer in own} == {200}
+        rows = {}
+        for name, calm, busy in zip(("live", "status"), idle, full, strict=True):
+            idle_p99, full_p99 = percentile(calm, 99), percentile(busy, 99)
+            rows[name] = {"idle_p99": idle_p99, "full_p99": full_p99, "ratio": full_p99 / idle_p99}
+        return rows
 
     with Stand(folder, 10, bare=False) as stand:
-        return asyncio.run(measure(stand.service))
+        told = [asyncio.run(measure(stand.service)) for _ in range(rounds)]
+    return {name: median_by_key([one[name] for one in told]) for name in told[0]}
 
 
 def _statuses(answers: list[Answer]) -> list[int]:
     return sorted({answer.status for answer in answers})
 
 
-def waiting(folder: Path, rounds: int = 3, number: int = 80) -> list[dict[str, float]]:
+def waiting(folder: Path, rounds: int = 3, number: int = 60) -> list[dict[str, float]]:
     """Measure reads, open loop, beside so many secrets that wait. By turns, each number in a database of its own."""
     mongo = database(folder)
     services: list[Service] = []
@@ -132,7 +132,7 @@ def memory(folder: Path, first: int = 1_000, last: int = 100_000) -> dict[str, f
             created = create.answers[len(read.answers) // 2]["secret_key"]
             sent += len(create.answers) + len(read.answers)
             # It was read, and a look at it is as much work as at one that waits.
-            for _ in range(2):
+            for _ in range(4):
                 sent += len(stand.send(stand.service, [("GET", f"/secrets/{created}", None)], seconds, 404).answers)
 
         some(1)
@@ -178,14 +178,17 @@ def _answers(url: str) -> bool:
 def workers(folder: Path, rounds: int = 3, seconds: float = 3) -> list[dict[str, float]]:
     """Measure one process without and with a parent, and two; and see that each secret was read once."""
     rows: dict[int, list[dict[str, float]]] = {0: [], 1: [], 2: []}
-    for round_ in range(rounds):
-        for number, told in rows.items():
-            own = folder / f"{number}-{round_}"
+    with contextlib.ExitStack() as stack:
+        stands: dict[int, Stand] = {}
+        for number in rows:
+            own = folder / str(number)
             own.mkdir()
-            with Stand(own, 4, number, bare=False) as stand:
+            stands[number] = stack.enter_context(Stand(own, 4, number, bare=False))
+        for _ in range(rounds):
+            for number, stand in stands.items():
                 create, read = stand.rates(stand.service, seconds)
                 again = stand.send(stand.service, reads(create.answers[: len(read.answers) // 2]), seconds, 404)
-            told.append({"creates": create.rate, "reads": read.rate, "again": float(len(again.answers))})
+                rows[number].append({"creates": create.rate, "reads": read.rate, "again": float(len(again.answers))})
     return [{"workers": number, **median_by_key(told)} for number, told in rows.items()]
 
 

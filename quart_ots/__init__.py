@@ -7,7 +7,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any
 
-from quart import Quart, Response
+from quart import Quart
 
 from . import cli, config, db, docs, errors, logs, metrics, observe, ratelimit, routes, sockets
 from .drain import Drain
@@ -17,12 +17,14 @@ from .schemas import MAX_BODY_BYTES, StrictRequest
 __all__ = ["create_app"]
 __version__ = "0.1.0"
 
-HEADERS = {
-    "Cache-Control": "no-store",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
-POLICY = "default-src 'none'; frame-ancestors 'none'"  # the docs page has one of its own
+# As ASGI has them. The docs page has a policy of its own.
+POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+HEADERS = (
+    (b"cache-control", b"no-store"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+)
+_NAMES = frozenset(name for name, _ in HEADERS)
 
 
 class App(Quart):
@@ -63,7 +65,7 @@ def create_app(overrides: Mapping[str, Any] | None = None, clock: Callable[[], d
     ring = config.load_key_ring(app.config)
     kdf = KdfPool(app.config["KDF_THREADS"], app.config["KDF_QUEUE"])
 
-    observe.init_app(app)
+    observe.init_app(app, _harden)
     errors.init_app(app)
     docs.init_app(app, __version__)
     app.register_blueprint(routes.blueprint)
@@ -81,15 +83,13 @@ def create_app(overrides: Mapping[str, Any] | None = None, clock: Callable[[], d
     database.init_app(app)
     app.before_serving(sockets.limit_unread)
     app.after_serving(kdf.close)
-    app.after_request(_harden)
-    app.after_websocket(_harden)  # type: ignore[type-var]  # only refusals: there are no websockets here
     logs.init_app(app)
     cli.init_app(app, database, ring, sources)
     return app
 
 
-async def _harden(response: Response) -> Response:
-    """Set what every answer carries."""
-    response.headers.update(HEADERS)
-    response.headers.setdefault("Content-Security-Policy", POLICY)
-    return response
+def _harden(headers: observe.Headers) -> observe.Headers:
+    """Give an answer's headers, and those that every answer carries."""
+    kept = [header for header in headers if header[0] not in _NAMES]
+    policy = () if any(name == POLICY[0] for name, _ in kept) else (POLICY,)
+    return [*kept, *HEADERS, *policy]

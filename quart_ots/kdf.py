@@ -1,14 +1,20 @@
-"""The bounded pool in which keys are stretched: bcrypt releases the GIL, so a thread a core is all it can use."""
+"""The bounded pool in which keys are stretched: bcrypt releases the GIL, so a thread a core is all it can use.
+
+On Linux these threads give way to all others of the service: a hash of 60 ms does not mind to wait for the millisecond
+that an answer takes, but the answer minds to wait for the hash.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, ParamSpec, TypeVar
 
 from . import metrics
@@ -21,6 +27,17 @@ T = TypeVar("T")
 FIRST_GUESS = 0.065
 # The share of the newest in the average.
 NEWEST = 0.1
+# Steps of nice(2) down from the process's own: a tenth of a core's time beside a thread that wants all of it. With 19,
+# a hundredth, one that is held up on its way would hold up the service with the GIL that it has.
+NICENESS = 10
+
+
+def _give_way() -> None:
+    """Lower the priority of the calling thread, and of no other: on Linux, each thread has its own, see sched(7)."""
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        with suppress(OSError):  # a sandbox may forbid it; then answers are slower while the pool is full
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICENESS)
 
 
 class KdfPool:
@@ -34,7 +51,7 @@ class KdfPool:
 
     def __init__(self, threads: int, queue: int) -> None:
         self._threads = threads or os.cpu_count() or 1
-        self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="kdf")
+        self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="kdf", initializer=_give_way)
         self._places = self._free = self._threads + queue
         self._seconds = FIRST_GUESS  # a key's, on the average of late
         metrics.KDF_THREADS.set(self._threads)

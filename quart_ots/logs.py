@@ -59,7 +59,7 @@ class OneStreamFilter(logging.Filter):
     """Takes away the terminal that Hypercorn's loggers write to by themselves: ours is the one they propagate to.
 
     Its access log, which does not propagate, is off by that unless it goes to a file: a line for each request is ours.
-    Done when a record comes, as Hypercorn makes the loggers after the app has started.
+    Done when a record comes, as Hypercorn makes the loggers after the app has started. The app's own is there before.
     """
 
     def __init__(self, app: Quart) -> None:
@@ -68,11 +68,16 @@ class OneStreamFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Keep the record as it is, unless `quart run` hands an access record to the app's own logger."""
-        if not _is_installed():
-            return True
-        logger = logging.getLogger(record.name)
-        logger.handlers = [handler for handler in logger.handlers if type(handler) is not logging.StreamHandler]
-        return not (isinstance(record.args, AccessLogAtoms) and record.name == self._app)
+        if record.name == self._app:
+            return not (isinstance(record.args, AccessLogAtoms) and _is_installed())
+        if _is_installed():
+            _take_terminal(record.name)
+        return True
+
+
+def _take_terminal(name: str) -> None:
+    logger = logging.getLogger(name)
+    logger.handlers = [handler for handler in logger.handlers if type(handler) is not logging.StreamHandler]
 
 
 def describe(error: BaseException) -> str:
@@ -140,6 +145,8 @@ def install(config: Mapping[str, Any]) -> None:
 
 def init_app(app: Quart) -> None:
     """Guard the loggers of the app and of its server, under any handler. Call it when all routes are there."""
+    if _is_installed():
+        _take_terminal(app.logger.name)
     filters = (AccessLogFilter(app), ExceptionFilter(), OneStreamFilter(app))
     for name in ("asyncio", "hypercorn.access", "hypercorn.error", app.logger.name):
         logger = logging.getLogger(name)

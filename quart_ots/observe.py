@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -20,6 +20,8 @@ from structlog.contextvars import bind_contextvars, get_contextvars
 
 from . import metrics
 from .ratelimit import client_address
+
+Headers = list[tuple[bytes, bytes]]  # of an answer, names in lower case
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 UNKNOWN = "-"
@@ -61,8 +63,14 @@ def choose_id(sent: Iterable[str]) -> str:
     return next(filter(_REQUEST_ID.fullmatch, sent), None) or f"{random.getrandbits(128):032x}"  # nosec B311
 
 
-def init_app(app: Quart) -> None:
-    """Observe all requests. Call it before what may refuse them."""
+def init_app(app: Quart, harden: Callable[[Headers], Headers]) -> None:
+    """Observe all requests.
+
+    Args:
+        app: Call it before what may refuse them.
+        harden: Gives the headers that an answer goes out with, whoever made it, from those that it has.
+
+    """
     inner = app.asgi_app
 
     async def asgi_app(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
@@ -70,17 +78,18 @@ def init_app(app: Quart) -> None:
             return await inner(scope, receive, send)
         started = time.perf_counter()
         scene = Scene(cast(dict[str, Any], scope))
-        headers = [(name.lower(), value.decode("latin-1")) for name, value in scope["headers"]]
+        sent = [(name.lower(), value.decode("latin-1")) for name, value in scope["headers"]]
         # No route takes a query.
         private: Any = {**scope, SCENE: scene, "path": read_target(scope["path"]), "query_string": b""}
         scene.shown.update(path=UNKNOWN, raw_path=UNKNOWN.encode(), query_string=b"", headers=[])
-        id_ = choose_id(value for name, value in headers if name == b"x-request-id")
+        id_ = choose_id(value for name, value in sent if name == b"x-request-id")
         bind_contextvars(request_id=id_)
 
         async def observed_send(message: Any) -> None:
             if message["type"].endswith("http.response.start"):  # a refused websocket has it too
                 scene.status = message["status"]
-                message = {**message, "headers": [*message["headers"], (b"x-request-id", id_.encode())]}
+                headers = [*harden(message["headers"]), (b"x-request-id", id_.encode())]
+                message = {**message, "headers": headers}
             await send(message)
             scene.sent += len(message.get("body", b""))
 
@@ -89,7 +98,7 @@ def init_app(app: Quart) -> None:
         finally:
             told: dict[str, Any] = {}
             if app.config["LOG_ADDRESSES"]:
-                forwarded_for = [value for name, value in headers if name == b"x-forwarded-for"]
+                forwarded_for = [value for name, value in sent if name == b"x-forwarded-for"]
                 peer = (scope.get("client") or ("local",))[0]
                 told["address"] = str(client_address(peer, forwarded_for, app.config["TRUSTED_PROXIES"]))
             _tell(app, scene, private.get("method", "GET"), time.perf_counter() - started, told)

@@ -10,9 +10,9 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
-from typing import cast
+from typing import Any, cast
 
-from quart import Quart, Response, current_app, g, request
+from quart import Quart, Response, current_app, request
 from quart_rate_limiter import RateLimit, RateLimiter
 from quart_rate_limiter.store import RateLimiterStoreABC
 
@@ -24,6 +24,7 @@ PERIOD = timedelta(minutes=1)
 MAX_CLIENTS = 100_000
 # What an IPv6 customer is given at the least (RFC 6177, section 2), and so can choose addresses from.
 IPV6_PREFIX = 64
+BUDGET = "quart_ots.budget"
 
 
 def init_app(app: Quart, limited: str) -> None:
@@ -47,11 +48,12 @@ def init_app(app: Quart, limited: str) -> None:
 
 
 async def _client() -> str:
-    if "budget" not in g:  # asked for three times a request
-        peer = (request.scope.get("client") or ("local",))[0]
+    scope = cast(dict[str, Any], request.scope)
+    if BUDGET not in scope:  # asked for three times a request
+        peer = (scope.get("client") or ("local",))[0]
         trusted_proxies = current_app.config["TRUSTED_PROXIES"]
-        g.budget = budget_of(peer, request.headers.getlist("X-Forwarded-For"), trusted_proxies)
-    return cast(str, g.budget)
+        scope[BUDGET] = budget_of(peer, request.headers.getlist("X-Forwarded-For"), trusted_proxies)
+    return cast(str, scope[BUDGET])
 
 
 def budget_of(peer: str, forwarded_for: Sequence[str], trusted_proxies: int) -> str:

@@ -3,6 +3,8 @@
 import asyncio
 import hashlib
 import json
+import os
+import sys
 from datetime import timedelta
 from typing import Any
 
@@ -14,7 +16,7 @@ from quart.typing import TestClientProtocol as Client
 
 from quart_ots import crypto, models
 from quart_ots.errors import BusyError, SecretNotFoundError
-from quart_ots.kdf import KdfPool
+from quart_ots.kdf import NICENESS, KdfPool
 from tests.conftest import SECRET, Clock, Created, post, read, receipt
 from tests.service import PHRASE
 
@@ -443,6 +445,35 @@ async def test_pool_bounds_what_waits() -> None:
         with pool.place():
             assert await pool.run(sum, [1, 2]) == 3
     pool.close()
+
+
+async def niceness_in(pool: KdfPool) -> int:
+    """Give the priority at which a pool's thread runs: on Linux, that of the thread that asks."""
+    with pool.place():
+        niceness = await pool.run(os.getpriority, os.PRIO_PROCESS, 0)
+    pool.close()
+    return niceness
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priority of their own")
+async def test_key_stretching_gives_way() -> None:
+    """The threads that hash are below all others, so that answers need not wait for them."""
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+
+    assert await niceness_in(KdfPool(threads=1, queue=0)) == min(19, before + NICENESS)
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
+
+
+async def test_key_stretching_where_priorities_are_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sandbox that lets nobody change a priority does not stop the service."""
+
+    def forbid(*_: int) -> None:
+        raise PermissionError
+
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    monkeypatch.setattr(os, "setpriority", forbid)
+
+    assert await niceness_in(KdfPool(threads=1, queue=0)) == before
 
 
 async def hang_up(app: Quart, secret_key: str, phrase: str, moment: asyncio.Event) -> list[Any]:
