@@ -31,14 +31,23 @@ def at_default_cost(folder: Path) -> dict[str, Any]:
     """Create and read at cost 10, in the service and in the bare app, and hash without doing anything else."""
     rounds: list[tuple[Hashes, Rates, Rates]] = []
     with Stand(folder, 10) as stand:
-        for _ in range(ROUNDS):
-            rounds.append((hash_all(stand.cost, 3), stand.rates(stand.service, 4), stand.rates(stand.bare, 4)))
+        for number in range(ROUNDS):
+            rounds.append((hash_all(stand.cost, 2), *_both(stand, number, 3)))
     hashes = [one for one, _, _ in rounds]
     told: dict[str, Any] = {"hash_ms": median(one.cpu for one in hashes), "hashes": median(one.rate for one in hashes)}
     for kind in Rates._fields:
         told[kind] = _beside_hashes([getattr(ours, kind) for _, ours, _ in rounds], hashes)
         told[kind]["bare"] = _beside_hashes([getattr(bare, kind) for _, _, bare in rounds], hashes)
     return told
+
+
+def _both(stand: Stand, number: int, seconds: float) -> tuple[Rates, Rates]:
+    """Measure the service and the bare app; in every other round the bare app first."""
+    if number % 2:
+        theirs, ours = stand.rates(stand.bare, seconds), stand.rates(stand.service, seconds)
+    else:
+        ours, theirs = stand.rates(stand.service, seconds), stand.rates(stand.bare, seconds)
+    return ours, theirs
 
 
 def _beside_hashes(loads: list[Load], hashes: list[Hashes]) -> dict[str, Any]:
@@ -60,20 +69,24 @@ def at_lowest_cost(folder: Path) -> dict[str, Any]:
     plain: list[dict[str, Load]] = []
     with Stand(folder, 4) as stand:
         hashes = hash_all(stand.cost, 2)
-        for _ in range(ROUNDS):
-            service.append(stand.rates(stand.service, 3))
-            bare.append(stand.rates(stand.bare, 3))
+        for number in range(ROUNDS):
+            ours, theirs = _both(stand, number, 2)
+            service.append(ours)
+            bare.append(theirs)
             plain.append(stand.plain(1))
         samples = {
-            name: parts.sampled(stand, one, 6) for name, one in (("service", stand.service), ("bare", stand.bare))
+            name: parts.sampled(stand, one, 4) for name, one in (("service", stand.service), ("bare", stand.bare))
         }
     told: dict[str, Any] = {"hash_ms": hashes.cpu, "parts": {}}
     told["plain"] = {name: _figures([one[name] for one in plain]) for name in PLAIN}
     for kind in Rates._fields:
-        ours, theirs = ([getattr(rates, kind) for rates in rounds] for rounds in (service, bare))
-        ratio = median(one.rate / other.rate for one, other in zip(ours, theirs, strict=True))
-        beyond = median(one.cpu["service"] - other.cpu["service"] for one, other in zip(ours, theirs, strict=True))
-        told[kind] = {"service": _figures(ours), "bare": _figures(theirs), "ratio": ratio, "beyond_ms": beyond}
+        loads = {
+            name: [getattr(rates, kind) for rates in rounds] for name, rounds in (("service", service), ("bare", bare))
+        }
+        pairs = list(zip(loads["service"], loads["bare"], strict=True))
+        ratio = median(one.rate / other.rate for one, other in pairs)
+        beyond = median(one.cpu["service"] - other.cpu["service"] for one, other in pairs)
+        told[kind] = {**{name: _figures(own) for name, own in loads.items()}, "ratio": ratio, "beyond_ms": beyond}
         told["parts"][kind] = {
             name: parts.spread(told[kind][name]["service_ms"] - hashes.cpu, samples[name][kind]) for name in samples
         }

@@ -24,7 +24,7 @@ from pymongo import MongoClient
 from bench.health import crowded, watch
 from bench.pace import Answer, Question, paced, percentile
 from bench.rates import Stand, hash_all
-from bench.stand import CREATE, SERVICE, creates, database, reads, resident
+from bench.stand import CREATE, SERVICE, cpu_seconds, creates, database, reads, resident
 from quart_ots.db import OPTIONS
 from tests.service import ROOT, Service
 
@@ -42,7 +42,7 @@ def median_by_key(rows: list[dict[str, float]]) -> dict[str, float]:
     return {key: statistics.median(row[key] for row in rows) for key in rows[0]}
 
 
-def under_load(folder: Path, rounds: int = 3, seconds: float = 8) -> dict[str, Any]:
+def under_load(folder: Path, rounds: int = 3, seconds: float = 6) -> dict[str, Any]:
     """Measure the p99 of /health/live and of a look at a waiting secret, idle and while the pool is full."""
 
     async def measure(service: Service) -> dict[str, dict[str, float]]:
@@ -68,7 +68,7 @@ def _statuses(answers: list[Answer]) -> list[int]:
     return sorted({answer.status for answer in answers})
 
 
-def waiting(folder: Path, rounds: int = 3, number: int = 60) -> list[dict[str, float]]:
+def waiting(folder: Path, rounds: int = 3, number: int = 50) -> list[dict[str, float]]:
     """Measure reads, open loop, beside so many secrets that wait. By turns, each number in a database of its own."""
     mongo = database(folder)
     services: list[Service] = []
@@ -81,10 +81,12 @@ def waiting(folder: Path, rounds: int = 3, number: int = 60) -> list[dict[str, f
             own = folder / str(size)
             own.mkdir()
             services.append(Service(own, {"MONGODB_URL": url, "BCRYPT_COST": "4"}, *SERVICE))
+        _let_settle(mongo.process.pid)
         times: dict[int, list[float]] = {size: [] for size in SIZES}
         for _ in range(rounds):
             for size, service in zip(SIZES, services, strict=True):
                 made = asyncio.run(paced(service.url, creates() * number, READ_INTERVAL))
+                assert _statuses(made) == [201]
                 created = [_keys(answer) for answer in made]
                 answers = asyncio.run(paced(service.url, reads(created), READ_INTERVAL))
                 assert _statuses(answers) == [200]
@@ -121,8 +123,17 @@ def _fill(url: str, number: int) -> None:
             client.get_default_database()["secrets"].insert_many([one for _, one in batch], ordered=False)
 
 
+def _let_settle(pid: int) -> None:
+    """Wait until the database has nothing to do: it goes on for a while with what was written to it."""
+    busy = True
+    while busy:
+        before = cpu_seconds(pid)
+        time.sleep(1)
+        busy = cpu_seconds(pid) - before > 0.05
+
+
 def memory(folder: Path, first: int = 1_000, last: int = 100_000) -> dict[str, float]:
-    """Measure the service's memory after so many requests: looks, creates and reads."""
+    """Measure the service's memory after so many requests: creates, reads, looks and, to be in time, health."""
     with Stand(folder, 4, bare=False) as stand:
         sent = 0
 
@@ -132,8 +143,8 @@ def memory(folder: Path, first: int = 1_000, last: int = 100_000) -> dict[str, f
             created = create.answers[len(read.answers) // 2]["secret_key"]
             sent += len(create.answers) + len(read.answers)
             # It was read, and a look at it is as much work as at one that waits.
-            for _ in range(4):
-                sent += len(stand.send(stand.service, [("GET", f"/secrets/{created}", None)], seconds, 404).answers)
+            for path, status in ((f"/secrets/{created}", 404), ("/health/live", 200)) * 2:
+                sent += len(stand.send(stand.service, [("GET", path, None)], seconds, status).answers)
 
         some(1)
         while sent < first:
@@ -175,7 +186,7 @@ def _answers(url: str) -> bool:
         return False
 
 
-def workers(folder: Path, rounds: int = 3, seconds: float = 3) -> list[dict[str, float]]:
+def workers(folder: Path, rounds: int = 3, seconds: float = 2) -> list[dict[str, float]]:
     """Measure one process without and with a parent, and two; and see that each secret was read once."""
     rows: dict[int, list[dict[str, float]]] = {0: [], 1: [], 2: []}
     with contextlib.ExitStack() as stack:
@@ -192,7 +203,7 @@ def workers(folder: Path, rounds: int = 3, seconds: float = 3) -> list[dict[str,
     return [{"workers": number, **median_by_key(told)} for number, told in rows.items()]
 
 
-def costs(folder: Path, seconds: float = 6) -> list[dict[str, float]]:
+def costs(folder: Path, seconds: float = 4) -> list[dict[str, float]]:
     """Measure creates and reads a second and core, for whoever chooses a cost."""
     rows = []
     for cost in (8, 10, 12):
