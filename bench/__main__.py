@@ -20,7 +20,8 @@ from typing import Any
 
 from bench import parts, report, sections
 from bench.rates import PLAIN, Hashes, Rates, Stand, hash_all
-from bench.stand import RUST, Load
+from bench.stand import Load
+from tests.service import RUST
 
 RESULTS = Path("bench") / "results.json"
 # Short ones, as the clock of a shared machine changes: what is compared should be measured close together.

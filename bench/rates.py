@@ -11,8 +11,8 @@ from typing import NamedTuple
 import bcrypt
 
 from bench.pace import Question
-from bench.stand import BARE, SERVICE, Load, creates, database, load, reads
-from tests.service import Mongo, Service
+from bench.stand import BARE, SERVICE, Load, creates, load, reads
+from tests.service import Mongo, Service, quick_database
 
 # How the bare app can take a body: by a model of pydantic's, a dataclass, or unseen.
 PLAIN = ("plain", "dataclasses", "unvalidated")
@@ -63,7 +63,7 @@ class Stand:
 
     def __init__(self, folder: Path, cost: int, workers: int = 0, bare: bool = True) -> None:
         self.folder, self.cost = folder, cost
-        self.mongo: Mongo = database(folder)
+        self.mongo: Mongo = quick_database(folder)
         settings = {"MONGODB_URL": self.mongo.url, "BCRYPT_COST": str(cost), "INSTANCE_PATH": str(folder / "instance")}
         os.environ |= {"BARE_URL": self.mongo.url, "BARE_COST": str(cost)}
         command = [str(workers) if part == "0" else part for part in SERVICE]

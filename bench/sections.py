@@ -24,9 +24,9 @@ from pymongo import MongoClient
 from bench.health import crowded, watch
 from bench.pace import Answer, Question, paced, percentile
 from bench.rates import Stand, hash_all
-from bench.stand import CREATE, SERVICE, cpu_seconds, creates, database, reads, resident
+from bench.stand import CREATE, SERVICE, cpu_seconds, creates, reads, resident
 from quart_ots.db import OPTIONS
-from tests.service import ROOT, Service
+from tests.service import ROOT, Service, quick_database
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 # Seconds between two reads of the open loop: far from what the service can do.
@@ -70,7 +70,7 @@ def _statuses(answers: list[Answer]) -> list[int]:
 
 def waiting(folder: Path, rounds: int = 3, number: int = 50) -> list[dict[str, float]]:
     """Measure reads, open loop, beside so many secrets that wait. By turns, each number in a database of its own."""
-    mongo = database(folder)
+    mongo = quick_database(folder)
     services: list[Service] = []
     try:
         for size in SIZES:
@@ -160,7 +160,7 @@ def start(rounds: int = 7) -> dict[str, float]:
     """Time the start of the service to its first answer, with its database there, and the import of what it needs."""
     starts, imports = [], []
     with tempfile.TemporaryDirectory() as name:
-        mongo = database(Path(name))
+        mongo = quick_database(Path(name))
         service = Service(Path(name), {"MONGODB_URL": mongo.url}, *SERVICE)
         try:
             for _ in range(rounds):

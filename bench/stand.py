@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import re
 import resource
-import shutil
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from bench.pace import Question
-from tests.service import PHRASE, SERVER, Mongo
+from tests.service import PHRASE, SERVER
 
 LUA = Path(__file__).with_name("load.lua")
 # Seconds that an answer may take.
@@ -22,18 +21,6 @@ TICKS = 100  # of /proc's CPU times to the second, on Linux
 SERVICE = (*SERVER, "--worker-class", "uvloop", "quart_ots:create_app()")
 BARE = (*SERVICE[:-1], "bench.bare:create_app()")
 CREATE = {"secret": "a secret of the benchmark", "passphrase": PHRASE}
-RUST = shutil.which("secantusd-rs") or str(Path("~/.cargo/bin/secantusd-rs").expanduser())
-
-
-class RustMongo(Mongo):
-    """The Rust server of the same project: not its bottleneck, a command takes it a fraction of a millisecond."""
-
-    PROGRAM = (RUST,)
-
-
-def database(folder: Path) -> Mongo:
-    """Start the Rust server, or the Python one where it is not installed."""
-    return (RustMongo if Path(RUST).exists() else Mongo)(folder)
 
 
 class Load(NamedTuple):

@@ -91,14 +91,19 @@ class Ledger:
 
 
 async def crash(
-    rounds: int, seed: int, promise: str, attack: str, crash_and_restart: Callable[[Stage], None]
+    rounds: int,
+    seed: int,
+    promise: str,
+    attack: str,
+    crash_and_restart: Callable[[Stage], None],
+    reference: bool = False,
 ) -> Finding:
     """End something by kill -9 under load, start it again, and look at every secret of the round."""
     finding = Finding(promise, attack)
     lost: Counter[str] = Counter()
     secrets = reads = in_flight = 0
     chance = random.Random(seed)
-    with staged() as stage:
+    with staged(reference=reference) as stage:
         for number in range(rounds):
             async with connected(stage.service, seconds=30) as api:
                 ledger = Ledger(api, seed + number)
@@ -174,6 +179,7 @@ async def of_the_database(rounds: int = 50, seed: int = 2) -> Finding:
         "what was acknowledged outlives a crash of the database",
         "kill -9 of SecantusDB under mixed load, with the journal that mongod has too",
         crash_and_restart,
+        reference=True,
     )
 
 

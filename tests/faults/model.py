@@ -6,7 +6,6 @@ the millisecond.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import http.client
 import json
@@ -35,12 +34,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from quart_ots.crypto import new_master_key
 from quart_ots.models import MAX_ATTEMPTS
 from quart_ots.schemas import DEFAULT_TTL, rfc3339
 from tests.faults import clocked
 from tests.faults.finding import Finding
-from tests.service import AS_IN_PRODUCTION, Mongo, Service, running
+from tests.faults.stage import database, draw_master_key
+from tests.service import AS_IN_PRODUCTION, Service, running
 
 STEPS = 50
 # The step of a run at which the service may be started anew, and one run in how many: it takes a second and a half.
@@ -50,11 +49,6 @@ TEXTS = st.sampled_from(["s", "a\r\n\0\ufeff ", "x" * 255]) | st.text(
     st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60
 )
 PHRASES = ("x", "correct horse battery staple", "Caf\u00e9 \u212b", "\0", "\U0001f511" * 255)
-
-
-def draw_master_key() -> str:
-    """Draw a master key, as a key file has it."""
-    return base64.b64encode(new_master_key()).decode()
 
 
 @dataclass
@@ -279,7 +273,7 @@ def world(folder: Path) -> Iterator[World]:
     # Ahead of the database's own clock, whose reaper would take part otherwise.
     clock.set(datetime.now(UTC).replace(microsecond=0) + timedelta(days=1))
     ring.write_text(draw_master_key())
-    mongo = Mongo(folder)
+    mongo = database(folder)
     try:
         given = {"MONGODB_URL": mongo.url, "MASTER_KEYS_FILE": str(ring)}
         command = (*AS_IN_PRODUCTION[:-1], "tests.faults.clocked:create_app()")

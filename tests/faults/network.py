@@ -136,7 +136,7 @@ async def network(standalone: bool = False, cuts: tuple[str, ...] = CUTS) -> Fin
     options = ["--standalone"] if standalone else []
     with contextlib.ExitStack() as stack:
         async with proxy.serving():
-            stage = await asyncio.to_thread(stack.enter_context, staged(0, *options, url=url))
+            stage = await asyncio.to_thread(stack.enter_context, staged(0, *options, url=url, reference=True))
             proxy.target = stage.mongo.port
             await asyncio.to_thread(stage.add_service)
             for operation in OPERATIONS:

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.faults.model import draw_master_key
-from tests.service import AS_IN_PRODUCTION, PHRASE, Mongo, Service, running
+from quart_ots.crypto import new_master_key
+from tests.service import AS_IN_PRODUCTION, PHRASE, Mongo, Service, quick_database, running
 
 # Milliseconds. As a failpoint changes no topology, SecantusDB does not tell waiting drivers that all is well again.
 HEARTBEAT = "&heartbeatFrequencyMS=500"
+
+
+# Set by the whole suite, not by the tests: it has a lot to ask of a database.
+QUICK = "FAULTS_QUICK_DATABASE"
+
+
+def draw_master_key() -> str:
+    """Draw a master key, as a key file has it."""
+    return base64.b64encode(new_master_key()).decode()
+
+
+def database(folder: Path) -> Mongo:
+    """Start a database: of the whole suite, the quickest there is."""
+    return quick_database(folder) if QUICK in os.environ else Mongo(folder)
 
 
 @dataclass
@@ -49,6 +65,7 @@ def staged(
     *options: str,
     command: tuple[str, ...] = AS_IN_PRODUCTION,
     url: str | None = None,
+    reference: bool = False,
     **settings: str,
 ) -> Iterator[Stage]:
     """Start a database and services for the time of a block.
@@ -58,13 +75,14 @@ def staged(
         options: The database's.
         command: The services', see tests/service.py.
         url: Where the services find the database, unless directly.
+        reference: Whether it must be SecantusDB's Python server, as with options, for what its Rust server may lack.
         settings: The services', without the prefix.
 
     """
     keys = draw_master_key()
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
-        mongo = Mongo(folder, *options)
+        mongo = Mongo(folder, *options) if reference or options else database(folder)
         stack.callback(lambda: mongo.kill())
         given = {"MONGODB_URL": (url or mongo.url) + HEARTBEAT, "MASTER_KEYS": keys, "KDF_QUEUE": "1000", **settings}
         services: list[Service] = []
