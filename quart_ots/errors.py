@@ -32,7 +32,7 @@ from quart_rate_limiter import RateLimitExceeded
 from quart_schema import RequestSchemaValidationError
 from werkzeug.exceptions import HTTPException
 
-from . import crypto
+from . import crypto, metrics
 from .observe import request_id
 
 # A body of unknown fields would be answered at four times its length otherwise.
@@ -231,6 +231,12 @@ async def answer_http_error(error: HTTPException) -> Response:
     return problem(status, name, title, detail, members, kept)
 
 
+async def answer_rate_limit(error: RateLimitExceeded) -> Response:
+    """Answer a client that is over its budget, and count that."""
+    metrics.RATE_LIMITED.inc()
+    return await answer_http_error(error)
+
+
 async def answer_validation_error(error: RequestSchemaValidationError) -> Response:
     """Answer with the fields that are at fault, naming only those that the operation knows."""
     faults: list[tuple[str | None, str]] = []
@@ -257,6 +263,6 @@ def init_app(app: Quart) -> None:
     """Give every error that can leave a handler the shape of RFC 9457."""
     app.register_error_handler(ApiError, answer_api_error)
     app.register_error_handler(HTTPException, answer_http_error)
-    app.register_error_handler(RateLimitExceeded, answer_http_error)
+    app.register_error_handler(RateLimitExceeded, answer_rate_limit)
     app.register_error_handler(RequestSchemaValidationError, answer_validation_error)
     app.register_error_handler(crypto.EnvelopeError, answer_envelope_error)

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from copy import copy
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Any, cast
 
-from quart import Quart, Response, current_app, request
-from quart_rate_limiter import RateLimit, RateLimiter
+from quart import Quart, current_app, request
+from quart_rate_limiter import RateLimit, RateLimiter, limit_blueprint
 from quart_rate_limiter.store import RateLimiterStoreABC
-
-from . import metrics
 
 PERIOD = timedelta(minutes=1)
 # A budget in use takes 209 bytes (by tracemalloc, CPython 3.11), so all of them 21 MB, and 30 MB for the moment in
@@ -29,22 +28,10 @@ BUDGET = "quart_ots.budget"
 
 def init_app(app: Quart, limited: str) -> None:
     """Give each client one budget over the whole blueprint named, and none to spend elsewhere."""
-
-    async def elsewhere() -> bool:
-        return request.blueprint != limited
-
-    async def hide_elsewhere(response: Response) -> Response:
-        if response.status_code == 429:
-            metrics.RATE_LIMITED.inc()
-        if await elsewhere():
-            for name in ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset"):
-                response.headers.pop(name, None)
-        return response
-
-    app.after_request(hide_elsewhere)  # before the limiter's own, as the last one registered runs first
-    # Not limit_blueprint: that marks the blueprint object, which all apps of the process share.
-    limits = [RateLimit(app.config["RATE_LIMIT"], PERIOD)]
-    RateLimiter(app, key_function=_client, store=BoundedStore(), default_limits=limits, skip_function=elsewhere)
+    # Of a copy: the mark would be on the blueprint that all apps of the process share.
+    own, limit = copy(app.blueprints[limited]), RateLimit(app.config["RATE_LIMIT"], PERIOD)
+    app.blueprints[limited] = limit_blueprint(own, limits=[limit])
+    RateLimiter(app, key_function=_client, store=BoundedStore())
 
 
 async def _client() -> str:
