@@ -29,7 +29,7 @@ SMALL: dict[str, Callable[[], Any]] = {
     "fuzzed envelope": partial(inputs.parser, "envelope", 20_000),
     "fuzzed address": partial(inputs.parser, "address", 20_000),
     "limiter's network": partial(limiter.one_network, 700),
-    "soak": partial(soak.soak, 5, None),
+    "soak": partial(soak.soak, 5),
 }
 
 

@@ -495,3 +495,13 @@ def test_installed_package_runs_from_an_empty_folder(tmp_path: Path) -> None:
 
     assert (folder / "instance" / "data").stat().st_mode & 0o777 == 0o700
     assert (tmp_path / "site" / "quart_ots" / "py.typed").exists()
+
+
+def test_leaks_are_found(tmp_path: Path) -> None:
+    """What the suite looks for in logs it finds: a key within other characters, and any other text."""
+    service = Service.__new__(Service)
+    service.folder, service.log = tmp_path, tmp_path / "log"
+    service.sent = {"k" * 43, "u" * 43, "a phrase", "not there"}
+    service.log.write_text(f'{{"path": "/x{"k" * 43}"}}\na phrase\n')
+
+    assert sorted(service.leaks()) == ["a phrase", "k" * 43]

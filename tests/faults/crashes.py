@@ -25,6 +25,7 @@ class Entry:
         keys: Its secret_key, receipt_key and expires_at.
         told: The states that answers have told: only such a one, or what a lost answer may have done, can be true.
         doubt: What was asked for in vain: "read", "burned".
+        attempts_left: The fewest that an answer has told.
 
     """
 
@@ -32,6 +33,7 @@ class Entry:
     keys: dict[str, str]
     told: str = "pending"
     doubt: set[str] = field(default_factory=set)
+    attempts_left: int = 10
 
 
 class Ledger:
@@ -41,7 +43,8 @@ class Ledger:
         self.api = api
         self.random = random.Random(seed)
         self.entries: list[Entry] = []
-        self.in_flight = self.reads = 0
+        self.wrong: list[str] = []  # answers that should not have been
+        self.in_flight = self.unavailable = self.reads = 0
         self.stopped = False
 
     async def work(self) -> None:
@@ -52,14 +55,16 @@ class Ledger:
             if act == "create" or not waiting:
                 text = f"secret {self.random.random()}"
                 created = await self.api.generate(text)
-                self.count(created.status)
+                self.count(created.status, 201)
                 if created.status == 201:
                     entry = Entry(text, created.body)
                     waiting.append(entry)
                     self.entries.append(entry)
             elif act == "wrong":
-                answer = await self.api.read(self.random.choice(waiting).keys["secret_key"], "wrong")
-                self.count(answer.status)
+                entry = max(waiting, key=lambda one: one.attempts_left)  # far from being locked
+                answer = await self.api.read(entry.keys["secret_key"], "wrong")
+                self.count(answer.status, 403)
+                entry.attempts_left = min(entry.attempts_left, answer.body.get("attempts_left", 10))
             else:
                 entry = waiting.pop(self.random.randrange(len(waiting)))
                 await (self.read(entry) if act == "read" else self.burn(entry))
@@ -67,8 +72,10 @@ class Ledger:
     async def read(self, entry: Entry) -> None:
         """Read a secret."""
         answer = await self.api.read(entry.keys["secret_key"])
-        self.count(answer.status)
+        self.count(answer.status, 200)
         if answer.status == 200:
+            if answer.body != {"secret": entry.text}:
+                self.wrong.append("a reader got another secret")
             self.reads += 1
             entry.told = "read"
         elif answer.status in (LOST, 503):
@@ -77,17 +84,20 @@ class Ledger:
     async def burn(self, entry: Entry) -> None:
         """Burn a secret."""
         answer = await self.api.burn(entry.keys["receipt_key"])
-        self.count(answer.status)
+        self.count(answer.status, 200)
         if answer.status == 200:
             entry.told = "burned"
         elif answer.status in (LOST, 503):
             entry.doubt.add("burned")
 
-    def count(self, status: int) -> None:
-        """Count what did not come back, and ask for no more then: it would be refused."""
+    def count(self, status: int, right: int) -> None:
+        """Count what did not come back, and ask for no more then: it would be refused. Note what is not right."""
+        self.unavailable += status == 503
         if status == LOST:
             self.in_flight += 1
             self.stopped = True
+        elif status not in (right, 503):
+            self.wrong.append(f"{status} instead of {right}")
 
 
 async def crash(
@@ -101,7 +111,7 @@ async def crash(
     """End something by kill -9 under load, start it again, and look at every secret of the round."""
     finding = Finding(promise, attack)
     lost: Counter[str] = Counter()
-    secrets = reads = in_flight = 0
+    secrets = reads = in_flight = unavailable = 0
     chance = random.Random(seed)
     with staged(reference=reference) as stage:
         for number in range(rounds):
@@ -109,21 +119,18 @@ async def crash(
                 ledger = Ledger(api, seed + number)
                 work = [asyncio.create_task(ledger.work()) for _ in range(WORKERS)]
                 await asyncio.sleep(chance.uniform(0.1, 1))
-                ended = asyncio.create_task(asyncio.to_thread(crash_and_restart, stage))
-                await ended
+                await asyncio.to_thread(crash_and_restart, stage)
                 ledger.stopped = True
                 await asyncio.gather(*work)
                 await asyncio.to_thread(stage.service.wait_until_ready)
                 for entry in ledger.entries:
                     await settle(api, entry, finding, lost)
-                secrets, reads, in_flight = (
-                    secrets + len(ledger.entries),
-                    reads + ledger.reads,
-                    in_flight + ledger.in_flight,
-                )
+                finding.violations += ledger.wrong
+                secrets, reads = secrets + len(ledger.entries), reads + ledger.reads
+                in_flight, unavailable = in_flight + ledger.in_flight, unavailable + ledger.unavailable
     finding.trials = rounds
     finding.note = (
-        f"{secrets:,} secrets and {reads:,} reads acknowledged, {in_flight} requests cut off; "
+        f"{secrets:,} secrets and {reads:,} reads acknowledged, {in_flight} requests cut off, {unavailable} told 503; "
         f"claimed but not delivered: {lost['read']} of {lost['reading']} reads in flight"
     )
     return finding
@@ -131,7 +138,9 @@ async def crash(
 
 async def settle(api: Api, entry: Entry, finding: Finding, lost: Counter[str]) -> None:
     """See that a secret stands as its clients were told, or as a request of theirs in flight may have made it."""
-    receipt = (await api.receipt(entry.keys["receipt_key"])).body.get("state")
+    told = (await api.receipt(entry.keys["receipt_key"])).body
+    receipt, attempts_left = told.get("state"), told.get("attempts_left", 0)
+    finding.expect(attempts_left <= entry.attempts_left, f"{attempts_left} attempts left, {entry.attempts_left} before")
     read = await api.read(entry.keys["secret_key"])
     after = (await api.receipt(entry.keys["receipt_key"])).body.get("state")
     if entry.told == "pending":
@@ -177,7 +186,7 @@ async def of_the_database(rounds: int = 50, seed: int = 2) -> Finding:
         rounds,
         seed,
         "what was acknowledged outlives a crash of the database",
-        "kill -9 of SecantusDB under mixed load, with the journal that mongod has too",
+        "kill -9 of SecantusDB, its journal flushed at each commit as mongod's is for `j: true`, under mixed load",
         crash_and_restart,
         reference=True,
     )
@@ -202,6 +211,7 @@ async def window(reads: int = 200, seed: int = 3) -> Finding:
                 await asyncio.gather(*reading)
                 await asyncio.to_thread(stage.service.start)
                 counted["delivered"] += ledger.reads
+                finding.violations += ledger.wrong
                 lost: Counter[str] = Counter()
                 for entry in entries:
                     await settle(api, entry, finding, lost)

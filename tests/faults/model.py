@@ -94,8 +94,8 @@ class Life:
 class World:
     """One service, its database, its clock and its key ring, for all runs of a machine."""
 
-    def __init__(self, folder: Path, service: Service, clock: clocked.FileClock, ring: Path) -> None:
-        self.folder, self.service, self.clock, self.ring = folder, service, clock, ring
+    def __init__(self, service: Service, clock: clocked.FileClock, ring: Path) -> None:
+        self.service, self.clock, self.ring = service, clock, ring
         self.runs = self.steps = self.restarts = 0
         self.keys = ring.read_text().split()
         self._connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
@@ -138,7 +138,7 @@ class Machine(RuleBasedStateMachine):
         return self.world.clock()
 
     def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        """Ask, and note what is sent."""
+        """Ask the service."""
         return self.world.ask(method, path, body)
 
     def step(self) -> None:
@@ -278,7 +278,7 @@ def world(folder: Path) -> Iterator[World]:
         given = {"MONGODB_URL": mongo.url, "MASTER_KEYS_FILE": str(ring)}
         command = (*AS_IN_PRODUCTION[:-1], "tests.faults.clocked:create_app()")
         with clock.told(), running(folder, given, *command) as service:
-            yield World(folder, service, clock, ring)
+            yield World(service, clock, ring)
     finally:
         mongo.kill()
 
@@ -320,5 +320,5 @@ def model(runs: int, seed: int, processes: int = 2) -> Finding:
     finding.violations = list(chain.from_iterable(violations))
     runs_told = f"{sum(played):,} random runs of at most {STEPS} steps"
     finding.attack = f"a model of a secret's life, {runs_told}; a trial is a step"
-    finding.note = f"{sum(restarts)} restarts, most with another key ring"
+    finding.note = f"{sum(restarts)} restarts"
     return finding

@@ -39,6 +39,7 @@ class Proxy:
         self.target = 0
         self.port = free_port()
         self.spoil: Callable[[], str | None] = lambda: None
+        self.spoiled: list[str] = []  # the commands
         self._open: set[asyncio.StreamWriter] = set()
 
     @contextlib.asynccontextmanager
@@ -77,7 +78,10 @@ class Proxy:
     ) -> None:
         """Hand on a message and its answer, or answers, where more are announced."""
         message = await read_message(client[0])
-        cut = self.spoil() if command_of(message) in WATCHED else None
+        command = command_of(message)
+        cut = self.spoil() if command in WATCHED else None
+        if cut:
+            self.spoiled.append(command)
         if cut == "before it is sent":
             raise ConnectionResetError
         if cut == "in its midst":
@@ -143,9 +147,10 @@ async def network(standalone: bool = False, cuts: tuple[str, ...] = CUTS) -> Fin
                 for index, cut in itertools.product(range(len(operation.commands)), cuts):
                     case = await asyncio.to_thread(Case, stage, operation, finding, f"cut {cut} at command {index + 1}")
                     countdown = itertools.chain([None] * index, [cut], itertools.repeat(None))
-                    proxy.spoil = countdown.__next__
+                    proxy.spoil, proxy.spoiled = countdown.__next__, []
                     answer = await asyncio.to_thread(case.act)
                     proxy.spoil = lambda: None
+                    case.expect(proxy.spoiled == [operation.commands[index]], f"cut were {proxy.spoiled}")
                     await asyncio.to_thread(stage.service.wait_until_ready)
                     await asyncio.to_thread(case.judge, answer, seen)
                     if operation.name == "read" and index == 2:

@@ -69,8 +69,8 @@ async def burners(rounds: int = 1000, together: int = 20) -> Finding:
 async def expiry(rounds: int = 500, together: int = 10) -> Finding:
     """Let the clock reach the expiry while a secret is read, and look at once thereafter."""
     finding = Finding(
-        "a secret is read before its expiry or not at all",
-        "the clock of two processes moved past expires_at while a reader's request runs",
+        "no reading begins once a secret has expired, and one that has begun is answered",
+        "the clock of two processes moved past expires_at while a reader's request runs, and another after it",
     )
     won: Counter[str] = Counter()
     pauses = itertools.cycle((0.0, 0.005, 0.01, 0.02, 0.03))
