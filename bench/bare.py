@@ -1,7 +1,7 @@
 """What the service is compared with: the same routes on the same libraries, with nothing of its own.
 
-A bare JSON POST, and the MongoDB commands of a create and of a read sent bare through Motor, after one hash in a pool
-of threads. No envelope, no limits, no metrics, no log.
+A bare JSON POST, and the MongoDB commands of a create and of a read sent bare through Motor, on collections with the
+same indexes, after one hash in a pool of threads. No envelope, no limits, no metrics, no log.
 """
 
 from __future__ import annotations
@@ -82,7 +82,12 @@ def create_app() -> Quart:
 
     @app.before_serving
     async def connect() -> None:
-        client.append(AsyncIOMotorClient(os.environ["BARE_URL"], **OPTIONS)["bare"])
+        database = AsyncIOMotorClient[dict[str, Any]](os.environ["BARE_URL"], **OPTIONS)["bare"]
+        # As the service has them.
+        await database.envelopes.create_index("expires_at", expireAfterSeconds=0)
+        await database.secrets.create_index("receipt_id", unique=True)
+        await database.secrets.create_index("purge_at", expireAfterSeconds=0)
+        client.append(database)
 
     @app.get("/health/ready")
     async def ready() -> dict[str, str]:
@@ -125,7 +130,7 @@ def create_app() -> Quart:
     async def read(key: str, data: Read) -> Text:
         now = datetime.now(UTC)
         waiting = {"_id": key, "state": "pending", "expires_at": {"$gt": now}, "attempts_left": {"$gt": 0}}
-        await client[0].envelopes.find_one({"_id": key})
+        await client[0].envelopes.find_one({"_id": key, "expires_at": {"$gt": now}}, {"_id": False, "sealed": True})
         taken = {"$inc": {"attempts_left": -1}, "$set": {"attempted_at": now}}
         assert (await client[0].secrets.update_one(waiting, taken)).matched_count
         await asyncio.get_running_loop().run_in_executor(pool, bcrypt.hashpw, b"a phrase", salt)

@@ -74,9 +74,14 @@ async def crowded(url: str, seconds: float) -> AsyncIterator[None]:
     """Let creators fill the pool, from a process of their own, for so many seconds of a block."""
     command = (sys.executable, "-m", "bench.health", "--load", url, "--seconds", str(seconds + WARM_UP))
     creators = await asyncio.create_subprocess_exec(*command)
-    await asyncio.sleep(WARM_UP)
-    yield
-    assert await creators.wait() == 0
+    try:
+        await asyncio.sleep(WARM_UP)
+        yield
+        assert await creators.wait() == 0
+    finally:
+        if creators.returncode is None:
+            creators.kill()
+            await creators.wait()
 
 
 async def measure(url: str, seconds: float) -> None:

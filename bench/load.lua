@@ -31,7 +31,7 @@ function init(args)
 end
 
 function over()
-    return now() - began > seconds or #requests > 1 and sent == #requests
+    return now() - began > seconds or #requests > 1 and sent >= #requests
 end
 
 -- Asked before each request.

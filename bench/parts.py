@@ -14,11 +14,11 @@ from bench.rates import Stand
 from bench.stand import creates, reads
 from tests.service import Service
 
-# Those that call none of the others, so that all below one of their frames is theirs.
+# All below one of their frames is theirs; the first that fits has it.
 SINKS = {
+    "metrics": r"prometheus_client/",
     "limiter": r"quart_rate_limiter/|quart_ots/ratelimit\.py",
     "log": r"/logging/|structlog/|\b_tell \(",
-    "metrics": r"prometheus_client/",
     "crypto": r"quart_ots/crypto\.py|quart_ots/kdf\.py",
     "driver": r"/motor/|/pymongo/|/bson/|/beanie/",
     "codec": r"/json/|\bparse_json \(",
@@ -52,6 +52,7 @@ def part_of(stack: str) -> str:
 def sample(stand: Stand, service: Service, questions: list[Question], seconds: float, expected: int) -> Counter[str]:
     """Put a service under load, and give the samples that each part has."""
     raw = stand.folder / "samples"
+    raw.unlink(missing_ok=True)
     spy = subprocess.Popen(
         [
             *(str(Path(sys.executable).with_name("py-spy")), "record", "--pid", str(service.process.pid)),
@@ -63,7 +64,7 @@ def sample(stand: Stand, service: Service, questions: list[Question], seconds: f
     )
     time.sleep(0.5)
     stand.send(service, questions, seconds - 1, expected)
-    spy.wait()
+    assert spy.wait() == 0
     parts: Counter[str] = Counter()
     for line in raw.read_text().splitlines():
         stack, _, number = line.rpartition(" ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -63,17 +64,24 @@ class Stand:
 
     def __init__(self, folder: Path, cost: int, workers: int = 0, bare: bool = True) -> None:
         self.folder, self.cost = folder, cost
+        with contextlib.ExitStack() as stack:
+            self._start(stack, workers, bare)
+            self._stack = stack.pop_all()
+
+    def _start(self, stack: contextlib.ExitStack, workers: int, bare: bool) -> None:
+        folder, cost = self.folder, self.cost
         self.mongo: Mongo = quick_database(folder)
+        stack.callback(self.mongo.kill)
         settings = {"MONGODB_URL": self.mongo.url, "BCRYPT_COST": str(cost), "INSTANCE_PATH": str(folder / "instance")}
         os.environ |= {"BARE_URL": self.mongo.url, "BARE_COST": str(cost)}
         command = [str(workers) if part == "0" else part for part in SERVICE]
         self.service = Service(folder, settings, *command)
-        self._started = [self.service]
+        stack.callback(self.service.stop)
+        self.rates(self.service, 2)
         if bare:
             self.bare = Service(folder, {}, *BARE)
-            self._started.append(self.bare)
-        for service in self._started:
-            self.rates(service, 2)
+            stack.callback(self.bare.stop)
+            self.rates(self.bare, 2)
 
     def __enter__(self) -> Stand:
         """Nothing more to start."""
@@ -81,9 +89,7 @@ class Stand:
 
     def __exit__(self, *_: object) -> None:
         """Stop all that was started."""
-        for service in self._started:
-            service.stop()
-        self.mongo.kill()
+        self._stack.close()
 
     def send(self, service: Service, questions: list[Question], seconds: float, expected: int) -> Load:
         """Put one of the two under load."""

@@ -56,20 +56,20 @@ def goals(results: dict[str, Any]) -> str:
         rows.append(
             _goal({"live": "/health/live", "status": "look at a secret"}[name], *times, ratio, "≤ 3", ratio <= 3)
         )
-    few, *more = results["waiting"]
+    few, *more = results["at_length"]["waiting"]
     for one in more:
-        ratio = one["p50"] / few["p50"]
+        ratio = one["ratio"]
         text = f"p50 {one['p50']:.1f} ms", f"{few['p50']:.1f} ms"
         rows.append(_goal(f"read beside {one['waiting']:,} that wait", *text, ratio, "≤ 1.2", ratio <= 1.2))
-    one = results["memory"]
+    one = results["at_length"]["memory"]
     ratio = one["last_mb"] / one["first_mb"]
     told = (
         f"{one['last_mb']:.0f} MB after {one['last_requests']:,}",
         f"{one['first_mb']:.0f} MB after {one['first_requests']:,}",
     )
-    rows.append(_goal("RSS", *told, ratio, "≤ 1.1", ratio <= 1.1))
+    rows.append(_goal("RSS, most requests being looks at no key", *told, ratio, "≤ 1.1", ratio <= 1.1))
     one = results["start"]
-    ratio = one["start"] / one["imports"]
+    ratio = one["ratio"]
     rows.append(
         _goal(
             "start to first answer",
@@ -86,10 +86,10 @@ def goals(results: dict[str, Any]) -> str:
 def measured(results: dict[str, Any]) -> str:
     """Write all that is measured."""
     machine, default, lowest = results["machine"], results["default_cost"], results["lowest_cost"]
-    plain = lowest["plain"]
+    plain, waiting = lowest["plain"], results["at_length"]["waiting"]
     kinds = [(kind, name) for kind in ("create", "read") for name in ("service", "bare")]
     split = [[part, *(lowest["parts"][kind][name][part] for kind, name in kinds)] for part in PARTS]
-    names = {"unvalidated": "no quart-schema", "plain": "models of pydantic's", "dataclasses": "dataclasses"}
+    names = {"unvalidated": "not validated", "plain": "models of pydantic's", "dataclasses": "dataclasses"}
     return "\n\n".join(
         (
             f"Measured in {sum(results['seconds'].values()) / 60:.0f} minutes on {machine['cores']} cores, Python "
@@ -105,13 +105,14 @@ def measured(results: dict[str, Any]) -> str:
             "### CPU time by part\n\nOf a request at cost 4, less the hash, ms.",
             table(("part", *(f"{kind}, {name}" for kind, name in kinds)), split),
             "![CPU time by part](performance-parts.png)",
-            "### quart-schema\n\nThe bare app's JSON POST, by how it takes its body:",
+            "### quart-schema\n\nThe bare app's JSON POST, by how it takes its body. A model is built once; of a "
+            "dataclass, quart-schema has pydantic build a validator at each request, twice, which is what it costs.",
             table(
                 ("body", "requests/s", "CPU, ms"),
                 ((names[key], plain[key]["rate"], plain[key]["service_ms"]) for key in names),
             ),
             "### Secrets that wait",
-            table(("waiting", "read, p50, ms"), ((one["waiting"], one["p50"]) for one in results["waiting"])),
+            table(("waiting", "read, p50, ms"), ((one["waiting"], one["p50"]) for one in waiting)),
             "![Read latency by secrets that wait](performance-waiting.png)",
             "### Several workers\n\nAt cost 4; `0` is one process without a parent. Secrets that had been read "
             "were asked for again, and answered 404 each time.",
@@ -167,7 +168,8 @@ def plot(results: dict[str, Any]) -> None:
 
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
-    axes.plot([one["waiting"] for one in results["waiting"]], [one["p50"] for one in results["waiting"]], "o-")
+    waiting = results["at_length"]["waiting"]
+    axes.plot([one["waiting"] for one in waiting], [one["p50"] for one in waiting], "o-")
     axes.set(xscale="log", xlabel="secrets that wait", ylabel="read, p50, ms", ylim=(0, None))
     figure.savefig(PAGE.with_name("performance-waiting.png"), dpi=100)
 

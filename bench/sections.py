@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
@@ -31,6 +32,8 @@ from tests.service import ROOT, Service, quick_database
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 # Seconds between two reads of the open loop: far from what the service can do.
 READ_INTERVAL = 0.025
+# Seconds in which the database has to come to rest.
+SETTLED = 120
 DEPENDENCIES = (
     "hypercorn, uvloop, quart, quart_schema, quart_rate_limiter, pydantic, beanie, motor.motor_asyncio, pymongo, "
     "bcrypt, cryptography.hazmat.primitives.ciphers.aead, prometheus_client, structlog, click, flask_swagger_ui"
@@ -68,8 +71,26 @@ def _statuses(answers: list[Answer]) -> list[int]:
     return sorted({answer.status for answer in answers})
 
 
-def waiting(folder: Path, rounds: int = 3, number: int = 50) -> list[dict[str, float]]:
-    """Measure reads, open loop, beside so many secrets that wait. By turns, each number in a database of its own."""
+def at_length(folder: Path) -> dict[str, Any]:
+    """Measure `memory` while the database is filled for `waiting`: both take minutes, and neither minds the other."""
+    folders = [folder / "memory", folder / "waiting"]
+    for own in folders:
+        own.mkdir()
+    with ThreadPoolExecutor(1) as pool:
+        held = pool.submit(memory, folders[0])
+        return {"waiting": waiting(folders[1], held.result), "memory": held.result()}
+
+
+def waiting(folder: Path, quiet: Callable[[], Any], rounds: int = 3, number: int = 50) -> list[dict[str, float]]:
+    """Measure reads, open loop, beside so many secrets that wait. By turns, each number in a database of its own.
+
+    Args:
+        folder: For all that is written.
+        quiet: Called when the databases are filled; returns when the machine has nothing else to do.
+        rounds: For each number.
+        number: Reads a round.
+
+    """
     mongo = quick_database(folder)
     services: list[Service] = []
     try:
@@ -81,6 +102,7 @@ def waiting(folder: Path, rounds: int = 3, number: int = 50) -> list[dict[str, f
             own = folder / str(size)
             own.mkdir()
             services.append(Service(own, {"MONGODB_URL": url, "BCRYPT_COST": "4"}, *SERVICE))
+        quiet()
         _let_settle(mongo.process.pid)
         times: dict[int, list[float]] = {size: [] for size in SIZES}
         for _ in range(rounds):
@@ -91,7 +113,11 @@ def waiting(folder: Path, rounds: int = 3, number: int = 50) -> list[dict[str, f
                 answers = asyncio.run(paced(service.url, reads(created), READ_INTERVAL))
                 assert _statuses(answers) == [200]
                 times[size].append(percentile(answers, 50))
-        return [{"waiting": size, "p50": statistics.median(times[size])} for size in SIZES]
+        ratios = {size: [own / few for own, few in zip(times[size], times[SIZES[0]], strict=True)] for size in SIZES}
+        return [
+            {"waiting": size, "p50": statistics.median(times[size]), "ratio": statistics.median(ratios[size])}
+            for size in SIZES
+        ]
     finally:
         for service in services:
             service.stop()
@@ -116,42 +142,45 @@ def _documents(number: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
 
 def _fill(url: str, number: int) -> None:
     options = {**OPTIONS, "journal": False, "socketTimeoutMS": 60_000}
-    with MongoClient[dict[str, Any]](url, **options) as client:
+    with MongoClient[dict[str, Any]](url, **options) as client, ThreadPoolExecutor() as pool:
+        collections = [client.get_default_database()[name] for name in ("envelopes", "secrets")]
         documents = _documents(number)
         while batch := list(islice(documents, 10_000)):
-            client.get_default_database()["envelopes"].insert_many([one for one, _ in batch], ordered=False)
-            client.get_default_database()["secrets"].insert_many([one for _, one in batch], ordered=False)
+            halves = map(list, zip(*batch, strict=True))
+            filled = pool.map(lambda one, half: one.insert_many(half, ordered=False), collections, halves)
+            assert len(list(filled)) == len(collections)
 
 
 def _let_settle(pid: int) -> None:
     """Wait until the database has nothing to do: it goes on for a while with what was written to it."""
-    busy = True
+    deadline, busy = time.monotonic() + SETTLED, True
     while busy:
+        assert time.monotonic() < deadline, "the database does not come to rest"
         before = cpu_seconds(pid)
         time.sleep(1)
         busy = cpu_seconds(pid) - before > 0.05
 
 
 def memory(folder: Path, first: int = 1_000, last: int = 100_000) -> dict[str, float]:
-    """Measure the service's memory after so many requests: creates, reads, looks and, to be in time, health."""
+    """Measure the service's memory after so many requests: of all kinds, but most of what is soonest answered."""
     with Stand(folder, 4, bare=False) as stand:
         sent = 0
 
         def some(seconds: float) -> None:
             nonlocal sent
-            create, read = stand.rates(stand.service, seconds)
+            create, read = stand.rates(stand.service, 1)
             created = create.answers[len(read.answers) // 2]["secret_key"]
             sent += len(create.answers) + len(read.answers)
-            # It was read, and a look at it is as much work as at one that waits.
-            for path, status in ((f"/secrets/{created}", 404), ("/health/live", 200)) * 2:
-                sent += len(stand.send(stand.service, [("GET", path, None)], seconds, status).answers)
+            # What was read is looked for as that which waits is. For what can't be a key, no database is asked.
+            for path, status, share in ((created, 404, 1), ("none", 404, seconds)):
+                sent += len(stand.send(stand.service, [("GET", f"/secrets/{path}", None)], share, status).answers)
 
         some(1)
         while sent < first:
             some(1)
         early = (sent, resident(stand.service.process.pid))
         while sent < last:
-            some(5)
+            some(20)
         late = (sent, resident(stand.service.process.pid))
     return {"first_requests": early[0], "first_mb": early[1], "last_requests": late[0], "last_mb": late[1]}
 
@@ -170,13 +199,15 @@ def start(rounds: int = 7) -> dict[str, float]:
                 while not _answers(service.url):
                     time.sleep(0.005)
                 starts.append(time.perf_counter() - started)
+                service.stop()
                 started = time.perf_counter()
                 subprocess.run([sys.executable, "-c", f"import {DEPENDENCIES}"], check=True, cwd=ROOT)
                 imports.append(time.perf_counter() - started)
         finally:
             service.stop()
             mongo.kill()
-    return {"start": statistics.median(starts), "imports": statistics.median(imports)}
+    ratio = statistics.median(own / least for own, least in zip(starts, imports, strict=True))
+    return {"start": statistics.median(starts), "imports": statistics.median(imports), "ratio": ratio}
 
 
 def _answers(url: str) -> bool:
@@ -186,7 +217,7 @@ def _answers(url: str) -> bool:
         return False
 
 
-def workers(folder: Path, rounds: int = 3, seconds: float = 2) -> list[dict[str, float]]:
+def workers(folder: Path, rounds: int = 3, seconds: float = 1.5) -> list[dict[str, float]]:
     """Measure one process without and with a parent, and two; and see that each secret was read once."""
     rows: dict[int, list[dict[str, float]]] = {0: [], 1: [], 2: []}
     with contextlib.ExitStack() as stack:
@@ -195,15 +226,16 @@ def workers(folder: Path, rounds: int = 3, seconds: float = 2) -> list[dict[str,
             own = folder / str(number)
             own.mkdir()
             stands[number] = stack.enter_context(Stand(own, 4, number, bare=False))
-        for _ in range(rounds):
-            for number, stand in stands.items():
+        for turn in range(rounds):
+            for number in sorted(stands, reverse=turn % 2 == 1):
+                stand = stands[number]
                 create, read = stand.rates(stand.service, seconds)
                 again = stand.send(stand.service, reads(create.answers[: len(read.answers) // 2]), seconds, 404)
                 rows[number].append({"creates": create.rate, "reads": read.rate, "again": float(len(again.answers))})
     return [{"workers": number, **median_by_key(told)} for number, told in rows.items()]
 
 
-def costs(folder: Path, seconds: float = 4) -> list[dict[str, float]]:
+def costs(folder: Path, seconds: float = 3) -> list[dict[str, float]]:
     """Measure creates and reads a second and core, for whoever chooses a cost."""
     rows = []
     for cost in (8, 10, 12):
@@ -212,7 +244,7 @@ def costs(folder: Path, seconds: float = 4) -> list[dict[str, float]]:
         with Stand(own, cost, bare=False) as stand:
             create, read = stand.rates(stand.service, seconds)
         cores = os.cpu_count() or 1
-        hashes = hash_all(cost, 2)
+        hashes = hash_all(cost, 1)
         rows.append({"cost": cost, "hash_ms": hashes.cpu, "creates": create.rate / cores, "reads": read.rate / cores})
     return rows
 
