@@ -64,27 +64,24 @@ class Stand:
 
     def __init__(self, folder: Path, cost: int, workers: int = 0, bare: bool = True) -> None:
         self.folder, self.cost = folder, cost
-        with contextlib.ExitStack() as stack:
-            self._start(stack, workers, bare)
-            self._stack = stack.pop_all()
-
-    def _start(self, stack: contextlib.ExitStack, workers: int, bare: bool) -> None:
-        folder, cost = self.folder, self.cost
-        self.mongo: Mongo = quick_database(folder)
-        stack.callback(self.mongo.kill)
-        settings = {"MONGODB_URL": self.mongo.url, "BCRYPT_COST": str(cost), "INSTANCE_PATH": str(folder / "instance")}
-        os.environ |= {"BARE_URL": self.mongo.url, "BARE_COST": str(cost)}
-        command = [str(workers) if part == "0" else part for part in SERVICE]
-        self.service = Service(folder, settings, *command)
-        stack.callback(self.service.stop)
-        self.rates(self.service, 2)
-        if bare:
-            self.bare = Service(folder, {}, *BARE)
-            stack.callback(self.bare.stop)
-            self.rates(self.bare, 2)
+        self._workers, self._bare = workers, bare
 
     def __enter__(self) -> Stand:
-        """Nothing more to start."""
+        """Start all, and warm it up; where that fails, what was started is stopped."""
+        settings = {"BCRYPT_COST": str(self.cost), "INSTANCE_PATH": str(self.folder / "instance")}
+        command = [str(self._workers) if part == "0" else part for part in SERVICE]
+        with contextlib.ExitStack() as stack:
+            self.mongo: Mongo = quick_database(self.folder)
+            stack.callback(self.mongo.kill)
+            os.environ |= {"BARE_URL": self.mongo.url, "BARE_COST": str(self.cost)}
+            self.service = Service(self.folder, {"MONGODB_URL": self.mongo.url, **settings}, *command)
+            stack.callback(self.service.stop)
+            self.rates(self.service, 2)
+            if self._bare:
+                self.bare = Service(self.folder, {}, *BARE)
+                stack.callback(self.bare.stop)
+                self.rates(self.bare, 2)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:

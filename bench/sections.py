@@ -147,8 +147,8 @@ def _fill(url: str, number: int) -> None:
         documents = _documents(number)
         while batch := list(islice(documents, 10_000)):
             halves = map(list, zip(*batch, strict=True))
-            filled = pool.map(lambda one, half: one.insert_many(half, ordered=False), collections, halves)
-            assert len(list(filled)) == len(collections)
+            # A list, so that both are waited for, and what they raise is raised.
+            list(pool.map(lambda one, half: one.insert_many(half, ordered=False), collections, halves))
 
 
 def _let_settle(pid: int) -> None:
