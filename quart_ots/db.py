@@ -65,6 +65,7 @@ class Database:
         self._ring = ring
         self._client: AsyncIOMotorClient[dict[str, Any]] | None = None
         self._embedded: EmbeddedDatabase | None = None
+        self._prepared = False
         self._tasks: list[asyncio.Task[None]] = []
         if self._url is not None:
             _check_url(self._url)
@@ -79,9 +80,9 @@ class Database:
         self._client = _client(await self._locate())
         if self._embedded is not None:
             self._logger.warning("embedded database: for local use by one process, not for real secrets under load")
-            self._in_background(self._embedded.watch(self.check))
-        prepared = await self._prepare()
-        self._in_background(self._finish_checks(prepared))
+            self._in_background(self._embedded.watch(self._read))
+        await self._prepare()
+        self._in_background(self._finish_checks())
 
     async def close(self) -> None:
         """Disconnect, and stop the embedded server."""
@@ -132,16 +133,22 @@ class Database:
         app.after_serving(self.close)
 
     async def check(self) -> None:
-        """Read something, or raise.
+        """See whether it can serve.
 
-        A ping would not do: SecantusDB answers one even when its storage is broken, and any MongoDB before its
-        indexes are made.
+        A read alone would not tell: it works as soon as Beanie knows the one collection, when the other and the
+        indexes of both are still to come.
 
         Raises:
-            PyMongoError, CollectionWasNotInitialized: As the driver and Beanie raise them.
-            DatabaseUnavailableError: No answer within READY_TIMEOUT.
+            PyMongoError: As the driver raises it.
+            DatabaseUnavailableError: Not looked over yet, or no answer within READY_TIMEOUT.
 
         """
+        if not self._prepared:
+            raise DatabaseUnavailableError
+        await self._read()
+
+    async def _read(self) -> None:
+        """Read something, or raise. A ping would not do: SecantusDB answers one even when its storage is broken."""
         try:
             await asyncio.wait_for(metrics.FIND.measure(Secret.get("none has this id")), READY_TIMEOUT)
         except TimeoutError:
@@ -166,21 +173,21 @@ class Database:
             self._logger.log(level, line)
         self._logger.info("indexes: in place")
 
-    async def _prepare(self) -> bool:
-        """Look the database over; say whether it can serve."""
+    async def _prepare(self) -> None:
+        """Look the database over; from then on it can serve."""
         try:
             await self._look_over()
         except (PyMongoError, checks.OldDatabaseError) as error:
             reason = describe(error) if isinstance(error, PyMongoError) else str(error)
             self._logger.warning("the database is not ready: %s", reason)
-            return False
-        return True
+        else:
+            self._prepared = True
 
-    async def _finish_checks(self, prepared: bool) -> None:
+    async def _finish_checks(self) -> None:
         """Wait for a database that was away, and count the envelopes that can't be opened: there may be many."""
-        while not prepared:
+        while not self._prepared:
             await asyncio.sleep(RETRY_INTERVAL)
-            prepared = await self._prepare()
+            await self._prepare()
         try:
             for level, line in await checks.look_over_keys(self._ring):
                 self._logger.log(level, line)

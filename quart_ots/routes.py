@@ -213,7 +213,7 @@ async def ready() -> HealthResponse:
     """See whether the service can serve.
 
     It can while it is not being stopped, has room for another secret to be sealed or opened, and its database
-    answers a read within a second. (A service without a master key does not start.)
+    has its indexes and answers a read within a second. (A service without a master key does not start.)
     """
     parts = _parts()
     parts.drain.check()

@@ -19,6 +19,7 @@ import httpx
 import pymongo
 import pytest
 
+from quart_ots.db import NAME
 from quart_ots.schemas import MAX_BODY_BYTES
 from tests.service import HYPERCORN, PHRASE, ROOT, Mongo, Service, running, wait_for
 
@@ -408,6 +409,26 @@ def test_service_starts_before_its_database(tmp_path: Path) -> None:
 
             service.wait_until_ready()
             assert service.read(service.generate()["secret_key"]).status_code == 200
+    finally:
+        mongo.kill()
+
+
+@pytest.mark.own_database
+def test_not_ready_before_its_indexes(tmp_path: Path) -> None:
+    """A service whose indexes can't be made is not ready; once they are, the first secret is taken."""
+    mongo = Mongo(tmp_path, "--enable-test-commands")
+    try:
+        with pymongo.MongoClient[dict[str, Any]](mongo.url) as admin:
+            failing = {"failCommands": ["createIndexes"], "errorCode": 1, "appName": NAME}
+            admin.admin.command("configureFailPoint", "failCommand", mode="alwaysOn", data=failing)
+            with running(tmp_path, {"MONGODB_URL": mongo.url}, wait=False) as service:
+                assert service.wait_until_up() == 503
+
+                admin.admin.command("configureFailPoint", "failCommand", mode="off")
+
+                service.wait_until_ready()
+                assert service.read(service.generate()["secret_key"]).status_code == 200
+                assert "the database is not ready: OperationFailure 1" in service.log.read_text()
     finally:
         mongo.kill()
 
