@@ -88,10 +88,11 @@ class Database:
         """Disconnect, and stop the embedded server."""
         for task in self._tasks:
             task.cancel()
-        # gather would hand on the cancellation of the tasks as an exception of its own
-        await asyncio.wait(self._tasks)
+        # Before the tasks end, one of which stops the embedded server: it is slow to end while a client is connected.
         if self._client is not None:
             self._client.close()
+        # gather would hand on the cancellation of the tasks as an exception of its own
+        await asyncio.wait(self._tasks)
         if self._embedded is not None:
             self._embedded.unlock()
 

@@ -98,6 +98,8 @@ class EmbeddedDatabase:
         self._last_lines.clear()
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-I", __file__, str(os.getpid()), *command),
+            # Without the service's settings, among which may be its master keys.
+            env={name: value for name, value in os.environ.items() if not name.startswith("QUART_OTS_")},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
@@ -167,8 +169,16 @@ class EmbeddedDatabase:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(number)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._process.wait(), patience)
+                await asyncio.wait_for(self._end(self._process), patience)
                 break
+
+    async def _end(self, process: asyncio.subprocess.Process) -> None:
+        """Wait until it has ended. It sees that it shall when somebody connects, and otherwise after two seconds."""
+        while process.returncode is None:
+            with contextlib.suppress(OSError):
+                _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                writer.close()
+            await asyncio.sleep(0.02)
 
     def unlock(self) -> None:
         """Let another process have the instance folder."""

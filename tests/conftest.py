@@ -156,5 +156,5 @@ def mongo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongo]:
 @pytest.fixture(scope="session")
 def service(mongo: Mongo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service process on that database."""
-    with running(tmp_path_factory.mktemp("service"), {"MONGODB_URL": mongo.url}) as service:
+    with running(tmp_path_factory.mktemp("service"), {"MONGODB_URL": mongo.url}, covered=False) as service:
         yield service

@@ -41,6 +41,11 @@ def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
         time.sleep(0.05)
 
 
+def uncovered(environment: Mapping[str, str]) -> dict[str, str]:
+    """Leave out what makes coverage follow a process."""
+    return {name: value for name, value in environment.items() if not name.startswith("COVERAGE_PROCESS_")}
+
+
 class Service:
     """One service process. Notes all secrets, passphrases and keys that went through it, for its log's sake.
 
@@ -50,11 +55,18 @@ class Service:
         command: The server's; {port} stands for the port.
         source: Where the package is.
         wait: Whether to wait until it is ready.
+        covered: Whether coverage measures it, which makes it half as fast.
 
     """
 
     def __init__(
-        self, folder: Path, settings: Mapping[str, str], *command: str, source: Path = ROOT, wait: bool = True
+        self,
+        folder: Path,
+        settings: Mapping[str, str],
+        *command: str,
+        source: Path = ROOT,
+        wait: bool = True,
+        covered: bool = True,
     ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -64,7 +76,7 @@ class Service:
         defaults = {"INSTANCE_PATH": str(folder / "instance"), "BCRYPT_COST": "4", "RATE_LIMIT": "1000000"}
         environment = {f"QUART_OTS_{name}": value for name, value in {**defaults, **settings}.items()}
         outside = {name: value for name, value in os.environ.items() if not name.startswith("QUART_OTS_")}
-        self.environment = {**outside, "PYTHONPATH": str(source), **environment}
+        self.environment = {**(outside if covered else uncovered(outside)), "PYTHONPATH": str(source), **environment}
         self.folder = folder
         # Not kept alive: tests end services under their clients. By a header, as httpcore's pool with room for no idle
         # connection closes one at times that it has just given to another thread.
@@ -225,6 +237,7 @@ class Mongo:
                     *("--port", str(self.port), "--storage-path", str(self._folder / "mongo")),
                     *self._options,
                 ],
+                env=uncovered(os.environ),
                 stdout=file,
                 stderr=file,
             )

@@ -1,5 +1,6 @@
 """The embedded database: that it ends with its service, starts again by itself, and is nobody else's."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from pymongo.errors import OperationFailure
 
 from quart_ots import embedded
+from tests.faults.stage import draw_master_key
 from tests.service import HYPERCORN, ROOT, running, wait_for
 
 pytestmark = pytest.mark.own_database
@@ -138,6 +140,26 @@ def test_files_are_private_and_the_server_asks_who_comes(tmp_path: Path) -> None
         assert loose == []
         assert "--sync-on-commit" in command
         assert "--auth" in command
+
+
+def test_server_is_not_told_the_settings(tmp_path: Path) -> None:
+    """The database's process has none of the service's settings, and so no master key, in its environment."""
+    with running(tmp_path, {"MASTER_KEYS": draw_master_key()}) as service:
+        names = Path(f"/proc/{service.database_process()}/environ").read_text().split("\0")
+
+    assert any(name.startswith("PATH=") for name in names)
+    assert [name for name in names if name.startswith("QUART_OTS_")] == []
+
+
+async def test_server_ends_when_it_is_asked_to(tmp_path: Path) -> None:
+    """An orderly stop ends the server by SIGTERM: SIGKILL is for a server that is stuck."""
+    server = embedded.EmbeddedDatabase(tmp_path, logging.getLogger())
+    await server.start()
+
+    await server.stop()
+
+    assert server._process is not None
+    assert server._process.returncode == 0
 
 
 def test_lost_password_file_is_mended(tmp_path: Path) -> None:

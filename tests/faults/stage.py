@@ -90,7 +90,7 @@ def staged(
         def add_service() -> None:
             own = folder / str(len(services))
             own.mkdir()
-            services.append(stack.enter_context(running(own, given, *command)))
+            services.append(stack.enter_context(running(own, given, *command, covered=False)))
 
         for _ in range(number):
             add_service()
