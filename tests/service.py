@@ -55,7 +55,7 @@ class Service:
         command: The server's; {port} stands for the port.
         source: Where the package is.
         wait: Whether to wait until it is ready.
-        covered: Whether coverage measures it, which makes it half as fast.
+        covered: Whether coverage measures it, which makes it half as fast. It measures commands in any case.
 
     """
 
@@ -76,7 +76,8 @@ class Service:
         defaults = {"INSTANCE_PATH": str(folder / "instance"), "BCRYPT_COST": "4", "RATE_LIMIT": "1000000"}
         environment = {f"QUART_OTS_{name}": value for name, value in {**defaults, **settings}.items()}
         outside = {name: value for name, value in os.environ.items() if not name.startswith("QUART_OTS_")}
-        self.environment = {**(outside if covered else uncovered(outside)), "PYTHONPATH": str(source), **environment}
+        self._covered = covered
+        self.environment = {**outside, "PYTHONPATH": str(source), **environment}
         self.folder = folder
         # Not kept alive: tests end services under their clients. By a header, as httpcore's pool with room for no idle
         # connection closes one at times that it has just given to another thread.
@@ -88,9 +89,10 @@ class Service:
 
     def start(self, wait: bool = True) -> subprocess.Popen[bytes]:
         """Start it, and wait until it is ready unless told otherwise."""
+        environment = self.environment if self._covered else uncovered(self.environment)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self._command, cwd=self.folder, env=self.environment, stdout=log, stderr=subprocess.STDOUT
+                self._command, cwd=self.folder, env=environment, stdout=log, stderr=subprocess.STDOUT
             )
         if wait:
             self.wait_until_ready()

@@ -22,7 +22,7 @@ from tests.service import PHRASE, Mongo, Service, running
 def alone(mongo: Mongo, tmp_path: Path) -> Iterator[Service]:
     """A service with a database that no other test writes to, and a key file."""
     url = mongo.url.replace("/quart_ots", f"/ots_{os.getpid()}_{tmp_path.name[-40:]}")
-    with running(tmp_path, {"MONGODB_URL": url}) as service:
+    with running(tmp_path, {"MONGODB_URL": url}, covered=False) as service:
         yield service
 
 

@@ -31,7 +31,7 @@ def ended(pid: int) -> bool:
 
 def test_data_and_key_outlive_restarts_and_crashes(tmp_path: Path) -> None:
     """Unread secrets are there and read ones stay read after an orderly stop and after kill -9."""
-    with running(tmp_path, {}) as service:
+    with running(tmp_path, {}, covered=False) as service:
         for end in (service.stop, service.kill):
             waiting, was_read = service.generate("waits"), service.generate()
             service.read(was_read["secret_key"])
@@ -81,7 +81,7 @@ QUART_RUN = (sys.executable, "-m", "quart", "--app", "quart_ots", "run", "--port
 @pytest.mark.parametrize("command", [HYPERCORN, QUART_RUN], ids=["hypercorn", "quart run"])
 def test_second_service_on_one_instance(tmp_path: Path, command: tuple[str, ...]) -> None:
     """A second service on the same instance folder ends with one clear line, and the first goes on."""
-    with running(tmp_path, {}) as service:
+    with running(tmp_path, {}, covered=False) as service:
         done = subprocess.run(
             [part.format(port=0) for part in command],
             env=service.environment,
@@ -113,7 +113,7 @@ def test_reload_keeps_one_database(tmp_path: Path) -> None:
     """`quart run` with reload starts anew when code changes, and ends the database of the code before."""
     (tmp_path / "changing.py").write_text("from quart_ots import create_app\n")
     command = (sys.executable, "-m", "quart", "--app", "changing", "run", "--reload", "--port", "{port}")
-    with running(tmp_path, {}, *command) as service:
+    with running(tmp_path, {}, *command, covered=False) as service:
         created = service.generate()
         first = service.database_process()
         time.sleep(1.5)  # the reloader compares times of change, once a second
@@ -164,7 +164,7 @@ async def test_server_ends_when_it_is_asked_to(tmp_path: Path) -> None:
 
 def test_lost_password_file_is_mended(tmp_path: Path) -> None:
     """Without the password's file the next start sets another, and the data is still there."""
-    with running(tmp_path, {}) as service:
+    with running(tmp_path, {}, covered=False) as service:
         created = service.generate()
         service.stop()
         (tmp_path / "instance" / "database.password").unlink()
@@ -201,7 +201,7 @@ def test_child_whose_parent_is_gone_does_not_start() -> None:
 
 def test_health_while_the_database_is_gone(tmp_path: Path) -> None:
     """Between the database's end and its new start, requests are told 503 and /health/live stays well."""
-    with running(tmp_path, {}) as service:
+    with running(tmp_path, {}, covered=False) as service:
         database = service.database_process()
         os.kill(database, signal.SIGSTOP)
         try:

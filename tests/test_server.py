@@ -59,7 +59,7 @@ def pair(service: Service, mongo: Mongo, tmp_path_factory: pytest.TempPathFactor
     """Two service processes with one database and one key ring."""
     keys = (service.folder / "instance" / "master.key").read_text().strip()
     folder = tmp_path_factory.mktemp("second")
-    with running(folder, {"MONGODB_URL": mongo.url, "MASTER_KEYS": keys}) as second:
+    with running(folder, {"MONGODB_URL": mongo.url, "MASTER_KEYS": keys}, covered=False) as second:
         yield [service, second]
 
 
@@ -353,7 +353,7 @@ def test_database_killed_and_back(tmp_path: Path) -> None:
     """While its database is dead the service answers 503 within seconds, lives, and recovers by itself; all is kept."""
     mongo = Mongo(tmp_path)
     try:
-        with running(tmp_path, {"MONGODB_URL": mongo.url}) as service:
+        with running(tmp_path, {"MONGODB_URL": mongo.url}, covered=False) as service:
             waiting, was_read = service.generate("waits"), service.generate("was read")
             service.read(was_read["secret_key"])
             mongo.kill()
@@ -381,7 +381,7 @@ def test_slow_database_is_503(tmp_path: Path) -> None:
     """A database that does not answer is a 503 after the socket's time-out, not a hang; then work goes on."""
     mongo = Mongo(tmp_path)
     try:
-        with running(tmp_path, {"MONGODB_URL": mongo.url}) as service:
+        with running(tmp_path, {"MONGODB_URL": mongo.url}, covered=False) as service:
             created = service.generate()
             mongo.pause()
             try:
@@ -402,7 +402,7 @@ def test_service_starts_before_its_database(tmp_path: Path) -> None:
     mongo = Mongo(tmp_path)
     mongo.kill()
     try:
-        with running(tmp_path, {"MONGODB_URL": mongo.url}, wait=False) as service:
+        with running(tmp_path, {"MONGODB_URL": mongo.url}, wait=False, covered=False) as service:
             assert service.wait_until_up() == 503
 
             mongo.start()
@@ -435,7 +435,7 @@ def test_not_ready_before_its_indexes(tmp_path: Path) -> None:
 
 def test_kill_of_the_service_loses_nothing(mongo: Mongo, tmp_path: Path) -> None:
     """After kill -9 of the service unread secrets are there, read ones stay read, and attempts stay taken."""
-    with running(tmp_path, {"MONGODB_URL": mongo.url}) as service:
+    with running(tmp_path, {"MONGODB_URL": mongo.url}, covered=False) as service:
         for number in range(3):
             waiting, was_read = service.generate(f"waits {number}"), service.generate()
             service.read(was_read["secret_key"])
