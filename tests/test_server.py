@@ -19,8 +19,8 @@ import httpx
 import pymongo
 import pytest
 
-from quart_ots.db import NAME
 from quart_ots.schemas import MAX_BODY_BYTES
+from tests.faults.database import disarm, failpoint
 from tests.service import HYPERCORN, PHRASE, ROOT, Mongo, Service, running, wait_for
 
 T = TypeVar("T")
@@ -419,12 +419,11 @@ def test_not_ready_before_its_indexes(tmp_path: Path) -> None:
     mongo = Mongo(tmp_path, "--enable-test-commands")
     try:
         with pymongo.MongoClient[dict[str, Any]](mongo.url) as admin:
-            failing = {"failCommands": ["createIndexes"], "errorCode": 1, "appName": NAME}
-            admin.admin.command("configureFailPoint", "failCommand", mode="alwaysOn", data=failing)
+            failpoint(admin, ["createIndexes"], skip=0, times=1_000, data={"errorCode": 1})
             with running(tmp_path, {"MONGODB_URL": mongo.url}, wait=False) as service:
                 assert service.wait_until_up() == 503
 
-                admin.admin.command("configureFailPoint", "failCommand", mode="off")
+                disarm(admin)
 
                 service.wait_until_ready()
                 assert service.read(service.generate()["secret_key"]).status_code == 200
