@@ -1,10 +1,10 @@
-"""Fixtures: an app on a database in memory, and services with a real one."""
+"""Fixtures of the in-process tests: an app on a database in memory, its client, a secret that waits."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,17 +12,21 @@ from typing import Any, ClassVar
 
 import pytest
 from mongomock_motor import AsyncMongoMockClient
+from motor import motor_asyncio
+from pydantic import SecretStr
 from quart import Quart, Response
 from quart.typing import TestClientProtocol as Client
 
-from quart_ots import create_app, db
-from tests.service import EVERY, PHRASE, Mongo, OtherMongo, Service, running
+from quart_ots import create_app
+from quart_ots.settings import Settings
 
+ROOT = Path(__file__).parents[1]
+PHRASE = "correct horse battery staple"
 SECRET = "the treasure is under the third palm"
 
 
 class Clock:
-    """A clock that stands still until it is told otherwise."""
+    """A clock that stands still until it is moved."""
 
     def __init__(self) -> None:
         self.now = datetime(2100, 1, 31, 12, tzinfo=UTC)  # mongomock reaps by the real time
@@ -51,7 +55,7 @@ class MemoryClient(AsyncMongoMockClient):  # type: ignore[type-arg]  # poses as 
     admin = MemoryAdmin()
 
     def get_default_database(self, name: str) -> Any:  # type: ignore[override]  # Motor's takes a name alone, too
-        """Give the database in memory."""
+        """Return the database in memory."""
         return self[name]
 
 
@@ -72,13 +76,10 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def nothing_sent_is_logged() -> Iterator[None]:
-    """See, when all is over, that no log of any service holds what was sent to any."""
-    yield
-    sent = {text for service in EVERY for text in service.sent if len(text) > 12}
-    logged = "".join(service.logged() for service in EVERY)
-    assert [text for text in sent if text in logged] == []
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every app of the test have a database in memory."""
+    monkeypatch.setattr(motor_asyncio, "AsyncIOMotorClient", MemoryClient)
 
 
 @pytest.fixture
@@ -88,22 +89,22 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def settings(tmp_path: Path, request: pytest.FixtureRequest) -> dict[str, Any]:
+def settings(tmp_path: Path, request: pytest.FixtureRequest) -> Settings:
     """What the app is called with, and what a test adds as its parameter."""
-    return {
-        "INSTANCE_PATH": str(tmp_path / "instance"),
-        "MONGODB_URL": "mongodb://unit.test/quart_ots",
-        "BCRYPT_COST": 4,
-        "RATE_LIMIT": 1_000_000,
-        "TESTING": True,
-        **getattr(request, "param", {}),
-    }
+    return Settings(
+        **{
+            "instance_path": tmp_path / "instance",
+            "mongodb_url": SecretStr("mongodb://unit.test/quart_ots"),
+            "bcrypt_cost": 4,
+            "rate_limit": 1_000_000,
+            **getattr(request, "param", {}),
+        }
+    )
 
 
 @pytest.fixture
-async def app(settings: dict[str, Any], clock: Clock, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Quart]:
+async def app(settings: Settings, clock: Clock, memory: None) -> AsyncIterator[Quart]:
     """An app that serves, on a database in memory."""
-    monkeypatch.setattr(db, "AsyncIOMotorClient", MemoryClient)
     app = create_app(settings, clock)
     async with app.test_app():
         yield app
@@ -140,21 +141,3 @@ async def receipt(client: Client, created: Created) -> dict[str, Any]:
     assert answer.status_code == 200
     body: dict[str, Any] = await answer.get_json()
     return body
-
-
-@pytest.fixture(scope="session")
-def mongo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongo]:
-    """A database server that services share: one of the suite's own, or the one that TEST_MONGODB_URL names."""
-    if url := os.environ.get("TEST_MONGODB_URL"):
-        yield OtherMongo(url)
-        return
-    mongo = Mongo(tmp_path_factory.mktemp("mongo"))
-    yield mongo
-    mongo.kill()
-
-
-@pytest.fixture(scope="session")
-def service(mongo: Mongo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service process on that database."""
-    with running(tmp_path_factory.mktemp("service"), {"MONGODB_URL": mongo.url}, covered=False) as service:
-        yield service

@@ -13,8 +13,8 @@ from quart_schema.typing import Model
 from werkzeug.exceptions import NotFound
 from werkzeug.routing import BaseConverter, Rule
 
-from .crypto import KEY_LENGTH
-from .problems import Problem
+from ..vault.crypto import KEY_LENGTH
+from .problems import CONTENT_TYPE, Problem
 
 STATIC = Path(__file__).with_name("static")
 SWAGGER_FILES = frozenset({"swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png"})
@@ -24,7 +24,7 @@ POLICY = (
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 DESCRIPTION = """\
-A secret is read once, by whoever has its key and its passphrase, and never again.
+A secret is read once, by someone who has its key and its passphrase, and never again.
 
 Errors are `application/problem+json` ([RFC 9457](https://www.rfc-editor.org/rfc/rfc9457)). Times are UTC.
 """
@@ -36,7 +36,7 @@ class Provider(OpenAPIProvider):
     """quart-schema's description of the API, with what it leaves out."""
 
     def generate_methods(self, rule: Rule) -> Iterable[str]:
-        """Give the methods in the same order each time, HEAD among them."""
+        """Return the methods in the same order each time, HEAD among them."""
         return sorted((rule.methods or set()) - {"OPTIONS"})
 
     def operation_id(self, method: str, path: str, func: Callable[..., Any]) -> str:
@@ -61,17 +61,17 @@ class Provider(OpenAPIProvider):
         return {**super().build_path_parameter(name, converter), "schema": schema}
 
     def build_request_body(self, model: type[Model], source: DataSource) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Say that the body is required, and what it is."""
+        """Describe the body, and that it is required."""
         body, components = super().build_request_body(model, source)
         return {**body, "required": True, "description": model.__doc__}, components
 
     def build_response_object(
         self, model: type[Model], headers_model: type[Model] | None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Give problems their media type, and those that pass the header that says when."""
+        """Give problems their media type, and those that may pass the header that says when."""
         answer, components = super().build_response_object(model, headers_model)
         if issubclass(model, Problem):
-            answer["content"] = {"application/problem+json": answer["content"]["application/json"]}
+            answer["content"] = {CONTENT_TYPE: answer["content"]["application/json"]}
             if "Retry-After" in answer["description"]:
                 header = {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}
                 answer["headers"] = {"Retry-After": header}
@@ -81,7 +81,7 @@ class Provider(OpenAPIProvider):
 @blueprint.get("/docs")
 @hide
 async def page() -> Response:
-    """Show the API, and let it be tried."""
+    """Return the docs page."""
     response = await send_from_directory(STATIC, "docs.html")
     response.content_security_policy = POLICY
     return response
@@ -90,7 +90,7 @@ async def page() -> Response:
 @blueprint.get("/docs/<name>")
 @hide
 async def file(name: str) -> Response:
-    """Serve one of the files that the docs page loads."""
+    """Return one of the files that the docs page loads."""
     if name == "docs.js":
         return await send_from_directory(STATIC, name)
     if name not in SWAGGER_FILES:
@@ -106,7 +106,7 @@ def init_app(app: Quart, version: str) -> None:
     tags: list[Tag | dict[str, Any]] = [
         Tag("secrets", "For creators and readers."),
         Tag("receipts", "For creators: what became of a secret, and the way to burn it."),
-        Tag("health", "For whoever runs the service."),
+        Tag("health", "For load balancers and supervisors."),
     ]
     schema = QuartSchema(
         openapi_path="/openapi.json",

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quart_ots import crypto
-from tests import reference
+from quart_ots.vault import crypto
+from tests.test_vault import reference
 
 GOOD = json.loads((reference.VECTORS / "good.json").read_text())
 BAD = json.loads((reference.VECTORS / "bad.json").read_text())

@@ -1,15 +1,13 @@
-"""What clients send and get: bodies, their bounds, and a JSON parser that lets nothing ambiguous through."""
+"""What clients send and get: bodies and their bounds."""
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, SecretStr, WithJsonSchema
-from quart import Request
 
-from .errors import MalformedBodyError, UnsupportedMediaTypeError
+from ..vault.store import State
 
 MAX_SECRET_BYTES = 64 * 1024
 MAX_PASSPHRASE_BYTES = 1024
@@ -18,54 +16,6 @@ MAX_BODY_BYTES = 6 * (MAX_SECRET_BYTES + MAX_PASSPHRASE_BYTES) + 4096
 MIN_TTL = 60
 DEFAULT_TTL = 604_800  # 7 days
 MAX_TTL = 2_592_000  # 30 days
-
-
-class StrictRequest(Request):
-    """A request whose JSON is read as RFC 7493 (I-JSON) asks: UTF-8, each name once, no NaN, no BOM."""
-
-    async def get_json(self, force: bool = False, silent: bool = False, cache: bool = True) -> Any:
-        """Parse the body. The arguments are Quart's and have no effect.
-
-        Raises:
-            UnsupportedMediaTypeError: Anything but plain application/json in UTF-8 was announced.
-            RequestEntityTooLarge: The body is over MAX_CONTENT_LENGTH.
-            MalformedBodyError: It is not JSON, or ambiguous.
-
-        """
-        charset = self.mimetype_params.get("charset", "utf-8").lower()
-        if self.mimetype != "application/json" or charset != "utf-8" or "Content-Encoding" in self.headers:
-            raise UnsupportedMediaTypeError
-        body = await self.get_data(cache=False, as_text=False, parse_form_data=False)
-        return parse_json(body)
-
-
-def parse_json(body: bytes) -> Any:
-    """Parse JSON strictly, or raise MalformedBodyError, which never quotes the body."""
-    try:
-        text = body.decode()
-    except UnicodeDecodeError:
-        raise MalformedBodyError("The body is not UTF-8.") from None
-    if text.startswith("\ufeff"):
-        raise MalformedBodyError("The body starts with a byte order mark.")
-    try:
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
-    except RecursionError:
-        raise MalformedBodyError("The body is nested too deep.") from None
-    except ValueError:
-        # Also raised for a number of more digits than Python converts.
-        raise MalformedBodyError("The body is not JSON.") from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build an object, unless it has a name twice: parsers differ in which of the two they take."""
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise MalformedBodyError("The body has a name twice in one object.")
-    return members
-
-
-def _no_constant(_: str) -> NoReturn:
-    raise MalformedBodyError("The body has NaN or Infinity, which JSON lacks.")
 
 
 def _at_most(limit: int) -> AfterValidator:
@@ -91,7 +41,7 @@ def _within(low: int, high: int) -> AfterValidator:
 
 
 def rfc3339(time: datetime) -> str:
-    """Write a UTC time as RFC 3339 has it, to the millisecond, ending in Z."""
+    """Return a UTC time as RFC 3339 has it, to the millisecond, ending in Z."""
     return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -139,7 +89,6 @@ Time = Annotated[
 ]
 Key = Annotated[str, Field(pattern="^[A-Za-z0-9]{43}$")]
 AttemptsLeft = Annotated[int, Field(ge=0, le=10)]
-State = Literal["pending", "read", "burned", "locked", "expired"]
 
 
 class _Body(BaseModel):

@@ -1,6 +1,6 @@
 """A second derivation of the envelope, from docs/envelope.md alone: hashlib, hmac, bcrypt and AESGCM.
 
-``python -m tests.reference`` writes the vectors anew. They are only to change with the envelope's version.
+``python -m tests.test_vault.reference`` writes the vectors anew. They are only to change with the envelope's version.
 """
 
 import base64

@@ -1,13 +1,8 @@
 """Keys, key ring and envelope, version 1. Pure functions: no I/O, no framework.
 
 Reading takes three things that are kept apart: the ``secret_key`` of the link, the passphrase, and the
-server's master key. What is stored is a lookup id and an envelope, and neither gives way without all three.
+server's master key. What is stored is a lookup id and an envelope; opening the envelope takes all three.
 ``docs/envelope.md`` has the format and the reasons, ``tests/vectors`` known answers.
-
-EnvelopeError                  the envelope is no use to anybody: our fault, costs no attempt
-├── DamagedEnvelopeError       its shape is wrong
-└── UnknownKeyError            its master key is not on the ring
-NotOpenedError                 a sound envelope did not open: wrong passphrase, key or ciphertext, untold which
 """
 
 from __future__ import annotations
@@ -30,6 +25,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.padding import PKCS7
 
+from .errors import DamagedEnvelopeError, NotOpenedError, UnknownKeyError
+
 VERSION = b"\x01"
 MASTER_KEY_BYTES = 32
 KEY_ID_BYTES = 8
@@ -41,48 +38,14 @@ BLOCK_BYTES = 255
 KEY_LENGTH = 43  # 43 * log2(62) = 256 bits
 KEY_ALPHABET = string.ascii_letters + string.digits
 
-# log2 of bcrypt's rounds. More than 16, 4 s, is refused: a salt changed in the database to 31 would take two days.
+# log2 of bcrypt's rounds. More than 16, which takes 4 s, is refused: a salt changed in the database to 31 would keep a
+# thread busy for two days.
 COSTS = (4, 16)
-
-# A byte's character, and the bytes left out so that each character is as likely as another.
-_CHARACTERS = bytes(ord(KEY_ALPHABET[byte % len(KEY_ALPHABET)]) for byte in range(256))
-_UNEVEN = bytes(range(256 - 256 % len(KEY_ALPHABET), 256))
 
 _HEAD = struct.Struct(f"1s {KEY_ID_BYTES}s {SALT_BYTES}s {NONCE_BYTES}s")
 _KEY = re.compile(rf"[A-Za-z0-9]{{{KEY_LENGTH}}}")
-# 16 bytes in bcrypt's base64 leave four bits over, which bcrypt wants to be zero: hence the last character.
+# 16 bytes in bcrypt's base64 leave four bits over, which bcrypt wants to be zero: so only four last characters occur.
 _SALT = re.compile(rb"\$2b\$(0[4-9]|1[0-6])\$[./A-Za-z0-9]{21}[.Oeu]")
-
-
-class EnvelopeError(Exception):
-    """The envelope can't be opened whatever the reader knows.
-
-    Args:
-        key_id: The master key's id as the envelope names it, 16 hex digits; "?" if it names none.
-
-    """
-
-    reason: str
-
-    def __init__(self, key_id: str) -> None:
-        super().__init__(f"{self.reason} (key id {key_id})")
-        self.key_id = key_id
-
-
-class DamagedEnvelopeError(EnvelopeError):
-    """The bytes are not an envelope of version 1."""
-
-    reason = "the envelope is damaged"
-
-
-class UnknownKeyError(EnvelopeError):
-    """The envelope was sealed under a master key that the ring lacks."""
-
-    reason = "the key ring lacks the envelope's master key"
-
-
-class NotOpenedError(Exception):
-    """A sound envelope did not open. Which of its inputs was wrong can't be told."""
 
 
 class KeyRing:
@@ -112,7 +75,7 @@ class KeyRing:
         return f"KeyRing({', '.join(self.ids)})"
 
     def find(self, id_: bytes) -> bytes:
-        """Give the master key with this 8-byte id, or raise UnknownKeyError."""
+        """Return the master key with this 8-byte id; UnknownKeyError if the ring lacks it."""
         try:
             return self._keys[id_]
         except KeyError:
@@ -131,15 +94,11 @@ class Envelope(NamedTuple):
 
 def new_key() -> str:
     """Draw a ``secret_key`` or ``receipt_key``: 43 characters of ``[A-Za-z0-9]``, 256 bits."""
-    # One system call, not one a character: each lets go of the GIL, and has to wait for it again.
-    characters = b""
-    while len(characters) < KEY_LENGTH:  # of 64 bytes, 62 are kept on the average
-        characters += secrets.token_bytes(64).translate(_CHARACTERS, delete=_UNEVEN)
-    return characters[:KEY_LENGTH].decode()
+    return "".join(secrets.choice(KEY_ALPHABET) for _ in range(KEY_LENGTH))
 
 
 def is_key(text: str) -> bool:
-    """Say whether the text has the shape of a key. That it names a secret is another matter."""
+    """Return whether the text has the shape of a key. Whether it names a secret is another matter."""
     return _KEY.fullmatch(text) is not None
 
 
@@ -149,7 +108,7 @@ def new_master_key() -> bytes:
 
 
 def key_id(master_key: bytes) -> bytes:
-    """Name a master key by 8 bytes that tell nothing about it and can't be claimed by another."""
+    """Derive a master key's id: 8 bytes that reveal nothing of it, and that no other key can claim."""
     return _hkdf(master_key, "key-id")[:KEY_ID_BYTES]
 
 
@@ -206,7 +165,7 @@ def seal(ring: KeyRing, secret_key: str, passphrase: str, secret: str, cost: int
 
 
 def seal_with(ring: KeyRing, secret_key: str, passphrase: str, secret: str, salt: bytes, nonce: bytes) -> bytes:
-    """Do seal's work with a given salt (29 bytes) and nonce (12 bytes), neither of which may serve twice."""
+    """Seal with a given salt (29 bytes) and nonce (12 bytes), neither of which may be used twice."""
     head = VERSION + ring.first_id + salt
     padder = PKCS7(8 * BLOCK_BYTES).padder()
     padded = padder.update(secret.encode()) + padder.finalize()
@@ -215,7 +174,7 @@ def seal_with(ring: KeyRing, secret_key: str, passphrase: str, secret: str, salt
 
 
 def parse(sealed: bytes, ring: KeyRing) -> Envelope:
-    """Take an envelope apart, and make sure that it may open: cheap, before an attempt is spent on it.
+    """Split an envelope into its parts, and check that it may open: cheap, before an attempt is spent on it.
 
     Raises:
         DamagedEnvelopeError: The bytes are not an envelope of version 1.
@@ -240,7 +199,7 @@ def open(ring: KeyRing, secret_key: str, passphrase: str, sealed: bytes) -> str:
         ring: The server's master keys.
         secret_key: 43 characters of ``[A-Za-z0-9]``.
         passphrase: Text without lone surrogates; compared after Unicode NFC.
-        sealed: What `seal` gave.
+        sealed: What `seal` returned.
 
     Returns:
         The secret.

@@ -1,6 +1,6 @@
-"""Counts and mass burning, for the operator: however many secrets there are, each command looks at a few.
+"""Counts and mass burning, for the operator: each command looks at a few secrets, however many there are.
 
-Walks a collection in ranges of `_id`, so that no command outlives the driver's time-outs or holds up the service.
+A collection is walked in ranges of `_id`, so that no command outlives the driver's time-outs or holds up the service.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 
 from beanie import Document
 
-from . import metrics
-from .models import Envelope, Secret, derive_state
+from .. import metrics
+from .store import Envelope, Secret, derive_state
 
 # Documents that one command looks at.
 RANGE = 10_000
@@ -33,7 +33,7 @@ class KeyUse:
 
 
 def no_progress(_: int) -> None:
-    """Tell nobody how many documents were looked at."""
+    """Ignore how many documents were looked at."""
 
 
 async def count_by_key(now: datetime, progress: Progress = no_progress) -> dict[str, KeyUse]:
@@ -70,7 +70,7 @@ async def count_by_state(now: datetime, progress: Progress = no_progress) -> Cou
 
 
 async def _walk(kind: type[Document], group: dict[str, Any], progress: Progress) -> AsyncIterator[dict[str, Any]]:
-    """Group a collection range by range; give each range's groups, with `seen`, the documents in them."""
+    """Group a collection range by range; yield each range's groups, with `seen`, the number of documents in them."""
     last = ""
     while True:
         rows = await kind.get_motor_collection().aggregate(
@@ -90,12 +90,12 @@ async def _walk(kind: type[Document], group: dict[str, Any], progress: Progress)
 
 
 async def estimate_secrets() -> int:
-    """Give about how many secrets the database knows of, for a progress bar."""
+    """Return about how many secrets the database knows of, for a progress bar."""
     return int(await Secret.get_motor_collection().estimated_document_count())
 
 
 async def estimate_envelopes() -> int:
-    """Give about how many envelopes there are."""
+    """Return about how many envelopes there are."""
     return int(await Envelope.get_motor_collection().estimated_document_count())
 
 
@@ -114,28 +114,28 @@ async def count_live(now: datetime, before: datetime) -> int:
 
 
 async def burn_all(now: datetime, before: datetime, progress: Progress = no_progress) -> int:
-    """Burn every secret that can still be read and was created before a time; give how many were burned.
+    """Burn every secret that can still be read and was created before a time; return how many were burned.
 
     A secret that is being read meanwhile is either read or burned, as with a single one. Passes are repeated until
-    one finds nothing, for those that were on their way into the database.
+    one finds nothing, for secrets that were on their way into the database.
     """
     burned, found = 0, True
     while found:
         found, last = False, ""
         while True:
             condition = {"_id": {"$gt": last}, **_live(now, before)}
-            cursor = Secret.get_motor_collection().find(condition, {"_id": 1}).sort("_id", 1).limit(BURN_RANGE)
-            ids = [row["_id"] async for row in cursor]
-            if not ids:
+            cursor = Secret.get_motor_collection().find(condition, {"lookup_id": 1}).sort("_id", 1).limit(BURN_RANGE)
+            rows = [row async for row in cursor]
+            if not rows:
                 break
-            found, last = True, ids[-1]
-            chosen = {"_id": {"$in": ids}, **_live(now, before)}
+            found, last = True, rows[-1]["_id"]
+            chosen = {"_id": {"$in": [row["_id"] for row in rows]}, **_live(now, before)}
             result = await Secret.get_motor_collection().update_many(
                 chosen, {"$set": {"state": "burned", "ended_at": now}}
             )
-            # Also of those that were read or locked in between.
-            await Envelope.get_motor_collection().delete_many({"_id": {"$in": ids}})
+            # Also those of secrets that were read or locked in between.
+            await Envelope.get_motor_collection().delete_many({"_id": {"$in": [row["lookup_id"] for row in rows]}})
             metrics.SECRETS.labels("burned").inc(result.modified_count)
             burned += result.modified_count
-            progress(len(ids))
+            progress(len(rows))
     return burned

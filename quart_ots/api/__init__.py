@@ -1,0 +1,1 @@
+"""The JSON API: a face over the vault."""

@@ -1,0 +1,1 @@
+"""The process: serving, stopping, logging, metrics, the database connection."""

@@ -1,0 +1,1 @@
+"""Tests of quart_ots/api."""
