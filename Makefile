@@ -1,9 +1,11 @@
 # `make help` lists what can be done here; plain `make` does what CI does first.
 PYTHON ?= python3
 VENV ?= .venv
+# Tests at once.
+JOBS ?= 2
 BIN = $(VENV)/bin
 
-.PHONY: all help run test test-docker bench bench-health faults audit lint types check format requirements clean
+.PHONY: all help run test test-quick test-docker bench bench-health faults audit lint types check format requirements clean
 .DEFAULT_GOAL := all
 
 all: check test ## What CI runs but for test-docker: lint, types, tests
@@ -12,13 +14,15 @@ help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 run: $(VENV)/.run ## Run the service on http://127.0.0.1:8080 with the embedded database
-	$(BIN)/hypercorn --config file:quart_ots/server.py --workers 0 --bind 127.0.0.1:8080 'quart_ots:create_app()'
+	$(BIN)/python -m quart_ots serve --bind 127.0.0.1:8080
 
-test: $(VENV)/.dev ## Run the whole test suite with coverage
-	$(BIN)/coverage erase
-	$(BIN)/python -m pytest --cov --cov-report=term -m 'not docker'
+test: $(VENV)/.dev ## Run the whole test suite with coverage, in parallel
+	$(BIN)/python -m pytest -n $(JOBS) --cov --cov-report=term tests/test_*
 
-test-docker: $(VENV)/.dev ## Run the tests of the image and the compose files; takes a Docker engine
+test-quick: $(VENV)/.dev ## Run the tests that start no server and no database
+	$(BIN)/python -m pytest -n $(JOBS) tests/test_vault tests/test_api tests/test_edge tests/test_ops
+
+test-docker: $(VENV)/.dev ## Run the tests of the image and the compose files; needs a Docker engine
 	$(BIN)/python -m pytest tests/docker
 
 bench: $(VENV)/.dev ## Measure how fast it is and what that costs; writes docs/performance.md (needs wrk)
@@ -30,15 +34,16 @@ bench-health: $(VENV)/.dev ## Measure how fast health answers while 200 creators
 faults: $(VENV)/.dev ## Attack every promise at length (half an hour), and write docs/reliability.md's table
 	$(BIN)/python -m tests.faults
 
-audit: $(VENV)/.dev ## Look whether a pin of requirements.txt has a known vulnerability; takes the internet
+audit: $(VENV)/.dev ## Look for known vulnerabilities in what requirements.txt pins; needs internet access
 	$(BIN)/pip-audit --disable-pip --require-hashes --requirement requirements.txt
 
 check: lint types ## Run the linters and the type checker
 
-lint: $(VENV)/.dev ## Run ruff, flake8 and bandit, and check the workflow files
+lint: $(VENV)/.dev ## Run ruff, flake8, bandit and import-linter, and check the workflow files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/flake8 ./
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive quart_ots
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 

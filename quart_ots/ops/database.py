@@ -35,7 +35,8 @@ OPTIONS: dict[str, Any] = {
     "w": "majority",
     "journal": True,
     "readPreference": "primary",
-    "readConcernLevel": "local",
+    # What a receipt reports must not be rolled back: a primary that is cut off still sees writes that will be.
+    "readConcernLevel": "majority",
     "retryWrites": True,
     # Milliseconds, below store.DEADLINE.
     "serverSelectionTimeoutMS": 2000,

@@ -108,4 +108,8 @@ def load(keys: str | None, file: Path | None, folder: Path) -> KeyRing | None:
     if file is not None:
         return read_file("QUART_OTS_MASTER_KEYS_FILE", file)
     path = folder / MASTER_KEY_FILE
-    return read_file(str(path), path) if path.exists() else None
+    try:
+        there = path.exists()
+    except OSError as error:
+        raise KeyRingError(f"{path} can't be read: {type(error).__name__}") from None
+    return read_file(str(path), path) if there else None
