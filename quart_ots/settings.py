@@ -44,112 +44,59 @@ class StartError(SystemExit):
         super().__init__(f"quart_ots: {message}")
 
 
-class Settings(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True):
+class Settings(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True):
     """All settings of a service. A field's title is its unit."""
 
-    instance_path: Path = Field(
-        Path("instance"),
-        title="folder",
-        description="Where the service keeps its own files: config.toml, master.key and the embedded database. "
-        "A relative path starts at the working folder.",
-    )
-    mongodb_url: SecretStr | None = Field(
-        None,
-        title="URL",
-        description="MongoDB 6 or newer: standalone, replica set or sharded. The path names the database, `quart_ots` "
-        "unless given. Without a URL the embedded database is started, for local use.",
-    )
-    mongodb_url_file: Path | None = Field(
-        None,
-        title="path",
-        description="The URL in a file, such as a Docker secret: it has the database's password.",
-    )
-    master_keys: SecretStr | None = Field(
-        None,
-        title="base64, comma-separated",
-        description="The key ring, which is the list of master keys: 32 bytes each, the first seals, all open. "
-        "Instead of a file.",
-    )
-    master_keys_file: Path | None = Field(
-        None,
-        title="path",
-        description="The key ring in a file, one key a line. Without either, `master.key` in the instance folder is "
-        "used, and made at the first start.",
-    )
-    bcrypt_cost: int = Field(
-        10,
-        ge=COSTS[0],
-        le=COSTS[1],
-        strict=True,
-        title="log2 of rounds",
-        description="What a guess at a passphrase costs: 10 takes about 65 ms of one core, each step doubles it. "
-        "It can be changed at any time; secrets keep the cost they were sealed with.",
-    )
-    kdf_threads: int = Field(
-        0,
-        ge=0,
-        le=256,
-        strict=True,
-        title="threads",
-        description="How many keys are stretched at once. 0: one for each core that the process may use, by its CPU "
-        "affinity and its cgroup's quota.",
-    )
-    kdf_queue: int = Field(
-        100,
-        ge=0,
-        le=10_000,
-        strict=True,
-        title="requests",
-        description="Requests that may wait for a thread; beyond that the answer is 503. 100 take 3.3 s on two cores "
-        "at cost 10.",
-    )
-    rate_limit: int = Field(
-        600,
-        ge=1,
-        le=1_000_000,
-        strict=True,
-        title="requests a minute",
-        description="The budget of one client address, in each process. All of it may be spent at once.",
-    )
-    trusted_proxies: int = Field(
-        0,
-        ge=0,
-        le=10,
-        strict=True,
-        title="proxies",
-        description="How many reverse proxies stand before the service, each adding to X-Forwarded-For. "
-        "With too large a number, clients choose their own address.",
-    )
-    metrics_bind: str | None = Field(
-        None,
-        title="host:port",
-        description="Where to serve /metrics, such as 127.0.0.1:9108, and not on the public port.",
-    )
-    log_format: Literal["auto", "json", "console"] = Field(
-        "auto",
-        title="word",
-        description="How to log, always to stderr. auto: colours on a terminal, JSON elsewhere.",
-    )
-    log_level: Literal["info", "warning", "error"] = Field(
-        "info",
-        title="word",
-        description="The least to log. The line for each request is info.",
-    )
-    log_addresses: bool = Field(
-        False,
-        strict=True,
-        title="0 or 1",
-        description="1: the line for each request has the client's address.",
-    )
-    drain: int = Field(
-        0,
-        ge=0,
-        le=300,
-        strict=True,
-        title="seconds",
-        description="How long to go on serving after SIGTERM, while /health/ready says 503 so that a load balancer "
-        "turns away.",
-    )
+    instance_path: Path = Field(Path("instance"), title="folder")
+    """Where the service keeps its own files: config.toml, master.key and the embedded database. A relative path starts
+    at the working folder."""
+
+    mongodb_url: SecretStr | None = Field(None, title="URL")
+    """MongoDB 6 or newer: standalone, replica set or sharded. The path names the database, `quart_ots` unless given.
+    Without a URL the embedded database is started, for local use."""
+
+    mongodb_url_file: Path | None = Field(None, title="path")
+    """The URL in a file, such as a Docker secret: it has the database's password."""
+
+    master_keys: SecretStr | None = Field(None, title="base64, comma-separated")
+    """The key ring, which is the list of master keys: 32 bytes each, the first seals, all open. Instead of a file."""
+
+    master_keys_file: Path | None = Field(None, title="path")
+    """The key ring in a file, one key a line. Without either, `master.key` in the instance folder is used, and made at
+    the first start."""
+
+    bcrypt_cost: int = Field(10, ge=COSTS[0], le=COSTS[1], strict=True, title="log2 of rounds")
+    """What a guess at a passphrase costs: 10 takes about 65 ms of one core, each step doubles it. It can be changed at
+    any time; secrets keep the cost they were sealed with."""
+
+    kdf_threads: int = Field(0, ge=0, le=256, strict=True, title="threads")
+    """How many keys are stretched at once. 0: one for each core that the process may use, by its CPU affinity and its
+    cgroup's quota."""
+
+    kdf_queue: int = Field(100, ge=0, le=10_000, strict=True, title="requests")
+    """Requests that may wait for a thread; beyond that the answer is 503. 100 take 3.3 s on two cores at cost 10."""
+
+    rate_limit: int = Field(600, ge=1, le=1_000_000, strict=True, title="requests a minute")
+    """The budget of one client address, in each process. All of it may be spent at once."""
+
+    trusted_proxies: int = Field(0, ge=0, le=10, strict=True, title="proxies")
+    """How many reverse proxies stand before the service, each adding to X-Forwarded-For. With too large a number,
+    clients choose their own address."""
+
+    metrics_bind: str | None = Field(None, title="host:port")
+    """Where to serve /metrics, such as 127.0.0.1:9108, and not on the public port."""
+
+    log_format: Literal["auto", "json", "console"] = Field("auto", title="word")
+    """How to log, always to stderr. auto: colours on a terminal, JSON elsewhere."""
+
+    log_level: Literal["info", "warning", "error"] = Field("info", title="word")
+    """The least to log. The line for each request is info."""
+
+    log_addresses: bool = Field(False, strict=True, title="0 or 1")
+    """1: the line for each request has the client's address."""
+
+    drain: int = Field(0, ge=0, le=300, strict=True, title="seconds")
+    """How long to go on serving after SIGTERM, while /health/ready says 503 so that a load balancer turns away."""
 
     @field_validator("metrics_bind")
     @classmethod
@@ -299,5 +246,5 @@ def table() -> str:
         limits = bounds(field)
         unit = str(field.title) + (f", {limits[0]:,} to {limits[1]:,}" if limits else "")
         unit += "".join(f", {choice}" for choice in choices(field))
-        rows.append(f"| `{variable(name)}` | {shown} | {unit} | {field.description} |")
+        rows.append(f"| `{variable(name)}` | {shown} | {unit} | {' '.join((field.description or '').split())} |")
     return "\n".join(rows)
