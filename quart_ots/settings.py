@@ -58,6 +58,9 @@ class Settings(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True
     mongodb_url_file: Path | None = Field(None, title="path")
     """The URL in a file, such as a Docker secret: it has the database's password."""
 
+    mongod: Path | None = Field(None, title="path")
+    """The mongod program that is the embedded database. Unset: the one on PATH, else the one that pip installed."""
+
     master_keys: SecretStr | None = Field(None, title="base64, comma-separated")
     """The key ring, which is the list of master keys: 32 bytes each, the first seals, all open. Instead of a file."""
 

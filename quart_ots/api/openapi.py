@@ -44,9 +44,11 @@ class Provider(OpenAPIProvider):
         return f"head_{func.__name__}" if method == "HEAD" else func.__name__
 
     def build_paths(self, rule: Rule) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Drop the bodies of answers to HEAD."""
+        """Drop the bodies of answers to HEAD, and the empty line that descriptions start with."""
         paths, components = super().build_paths(rule)
         for operations in paths.values():
+            for operation in operations.values():
+                operation["description"] = operation.get("description", "").strip()
             if "head" in operations:
                 bare = {
                     status: {key: value for key, value in answer.items() if key != "content"}

@@ -250,9 +250,8 @@ TABLE = (
     ),
 )
 _BY_CLASS = {row.error: row for row in TABLE if not isinstance(row.error, int)}
-_BY_STATUS = {row.status: row for row in reversed(TABLE)} | {
-    row.error: row for row in TABLE if isinstance(row.error, int)
-}
+# What Quart raises in any API: a 403 or 503 of another one's is no wrong passphrase, and no full pool of ours.
+_BY_STATUS = {row.error: row for row in TABLE if isinstance(row.error, int)}
 # The models that openapi.json has of each status that an operation documents: a name and what it stands for.
 _MODELS = {
     400: ("InvalidBodyProblem", "The body is not JSON, or does not fit; in the latter case `errors` says where."),
@@ -339,7 +338,7 @@ async def answer_http_error(error: HTTPException) -> Response:
 async def answer_rate_limit(error: RateLimitExceeded) -> Response:
     """Answer a client that is over its budget, and count that."""
     metrics.RATE_LIMITED.inc()
-    return await answer_http_error(error)
+    return _respond(_BY_CLASS[RateLimitExceeded], {"Retry-After": str(error.retry_after)})
 
 
 async def answer_validation_error(error: RequestSchemaValidationError) -> Response:

@@ -5,23 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
 from collections.abc import AsyncIterator, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
-from urllib.parse import quote
 
 from beanie import init_beanie
 from motor import motor_asyncio
 from motor.frameworks import asyncio as motor_framework
-from pymongo.errors import OperationFailure, PyMongoError
+from pymongo.errors import PyMongoError
 
 from .. import metrics
 from ..settings import Settings, StartError, variable
 from ..vault.census import count_by_key
 from ..vault.crypto import KeyRing
 from ..vault.errors import DatabaseUnavailableError
-from ..vault.keyring import write_private
 from ..vault.pool import start_threads
 from ..vault.store import Envelope, Secret, describe
 from .embedded import EmbeddedDatabase, EmbeddedError
@@ -46,6 +44,8 @@ OPTIONS: dict[str, Any] = {
 }
 # For the operator's commands, which may have a whole collection to count. Milliseconds.
 PATIENT = {"socketTimeoutMS": 600_000}
+# Threads that PyMongo starts when it connects: one, and two for each member of a replica set. Room for a set of five.
+DRIVER_THREADS = 11
 # Seconds between two tries to reach a database that was unreachable at the start.
 RETRY_INTERVAL = 1
 # Seconds in which a ready database answers.
@@ -54,7 +54,6 @@ OLDEST = (6, 0)
 # Seconds. The service judges expiry by its own clock, the database's reaper by its own; further apart, and one of them
 # is wrong: a secret could be reaped before its time, or services could disagree on which have expired.
 MAX_SKEW = 5
-PASSWORD_FILE = "database.password"  # noqa: S105  # nosec B105  # the name of a file
 
 logger = logging.getLogger("quart_ots")
 
@@ -79,6 +78,7 @@ class Database:
 
     def __init__(self, settings: Settings, **options: Any) -> None:
         self._folder = settings.instance_path
+        self._program = settings.mongod
         url = settings.mongodb_url
         self._options = options
         self._client: Client | None = None if url is None else connect(url.get_secret_value(), **options)
@@ -99,10 +99,13 @@ class Database:
         """
         # All at once: one that cannot be started later would leave a command that the driver has queued in doubt.
         start_threads(motor_framework._EXECUTOR, motor_framework.max_workers)
+        # PyMongo's own come when it connects. Without them it is blind: look for room now, while the start can fail.
+        with ThreadPoolExecutor(DRIVER_THREADS) as probe:
+            start_threads(probe, DRIVER_THREADS)
         await self._connect()
         if self._embedded is not None:
             logger.warning("embedded database: for local use by one process, not for real secrets under load")
-            self._in_background(self._embedded.watch(self._read))
+            self._in_background(self._embedded.watch())
         await self._prepare()
         self._in_background(self._finish_checks(ring))
 
@@ -110,13 +113,12 @@ class Database:
         """Disconnect, and stop the embedded server."""
         for task in self._tasks:
             task.cancel()
-        # Before the tasks end, one of which stops the embedded server: it is slow to end while a client is connected.
         if self._client is not None:
             self._client.close()
         if self._tasks:
             await asyncio.wait(self._tasks)
         if self._embedded is not None:
-            self._embedded.unlock()
+            await self._embedded.stop()
 
     @contextlib.asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
@@ -156,7 +158,7 @@ class Database:
         await self._read()
 
     async def _read(self) -> None:
-        """Read something. A ping would not do: it may work where storage is broken."""
+        """Read something. A ping would not do: it may work where reading does not."""
         try:
             async with asyncio.timeout(READY_TIMEOUT):
                 await metrics.FIND.measure(Secret.get("none has this id"))
@@ -207,31 +209,12 @@ class Database:
         """Connect to the server that the URL names, else start the embedded one; StartError if that fails."""
         if self._client is not None:
             return
-        self._embedded = EmbeddedDatabase(self._folder, logger)
+        self._embedded = EmbeddedDatabase(self._folder, self._program, logger)
         try:
-            self._client = connect(await self._start_embedded(self._embedded), **self._options)
-        except (EmbeddedError, PyMongoError) as error:
-            raise StartError(describe(error) if isinstance(error, PyMongoError) else str(error)) from None
-
-    async def _start_embedded(self, embedded: EmbeddedDatabase) -> str:
-        """Start the embedded server and return its URL. The first start makes the user that later ones ask for."""
-        embedded.lock()
-        file = self._folder / PASSWORD_FILE
-        if not file.exists():
-            password = secrets.token_urlsafe(32)
-            # SecantusDB makes users only while it runs without --auth: for that moment, before there is any data,
-            # other local users could connect.
-            await embedded.start(auth=False)
-            client = connect(f"mongodb://127.0.0.1:{embedded.port}/?directConnection=true")
-            try:
-                await _make_user(client, password)
-            finally:
-                client.close()
-                await embedded.stop()
-            write_private(file, password)
-        await embedded.start()
-        password = quote(file.read_text())
-        return f"mongodb://{NAME}:{password}@127.0.0.1:{embedded.port}/?authSource=admin&directConnection=true"
+            await self._embedded.start()
+        except EmbeddedError as error:
+            raise StartError(str(error)) from None
+        self._client = connect(self._embedded.url, **self._options)
 
 
 def connect(url: str, **options: Any) -> Client:
@@ -250,14 +233,6 @@ def connect(url: str, **options: Any) -> Client:
     except (PyMongoError, ValueError, OSError) as error:
         raise StartError(f"{variable('mongodb_url')} is no URL to reach MongoDB by: {type(error).__name__}") from None
     return client
-
-
-async def _make_user(client: Client, password: str) -> None:
-    roles = [{"role": "readWrite", "db": NAME}]
-    try:
-        await client.admin.command("createUser", NAME, pwd=password, roles=roles)
-    except OperationFailure:  # it is there: its password file was lost
-        await client.admin.command("updateUser", NAME, pwd=password, roles=roles)
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:

@@ -1,4 +1,4 @@
-"""Counts and mass burning, for the operator: each command looks at a few secrets, however many there are.
+"""Counts and mass burning, for the operator: each step looks at a few secrets, however many there are.
 
 A collection is walked in ranges of `_id`, so that no command outlives the driver's time-outs or holds up the service.
 """
@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from beanie import Document
+from pymongo import UpdateOne
 
 from .. import metrics
 from .store import Envelope, Secret, derive_state
@@ -116,26 +117,38 @@ async def count_live(now: datetime, before: datetime) -> int:
 async def burn_all(now: datetime, before: datetime, progress: Progress = no_progress) -> int:
     """Burn every secret that can still be read and was created before a time; return how many were burned.
 
-    A secret that is being read meanwhile is either read or burned, as with a single one. Passes are repeated until
-    one finds nothing, for secrets that were on their way into the database.
+    A secret that is being read meanwhile is either read or burned, as with a single one: where it is locked or expired,
+    that is written, so that no reading under way changes it. Passes are repeated until one burns nothing; a secret
+    whose creation is still under way then is not burned.
     """
-    burned, found = 0, True
-    while found:
-        found, last = False, ""
+    secrets, envelopes = Secret.get_motor_collection(), Envelope.get_motor_collection()
+    total, burned = 0, 1
+    while burned:
+        burned, last = 0, ""
         while True:
-            condition = {"_id": {"$gt": last}, **_live(now, before)}
-            cursor = Secret.get_motor_collection().find(condition, {"lookup_id": 1}).sort("_id", 1).limit(BURN_RANGE)
-            rows = [row async for row in cursor]
+            condition = {"_id": {"$gt": last}, "state": "pending", "created_at": {"$lt": before}}
+            rows = await secrets.find(condition).sort("_id", 1).limit(BURN_RANGE).to_list(None)
             if not rows:
                 break
-            found, last = True, rows[-1]["_id"]
+            last = rows[-1]["_id"]
             chosen = {"_id": {"$in": [row["_id"] for row in rows]}, **_live(now, before)}
-            result = await Secret.get_motor_collection().update_many(
-                chosen, {"$set": {"state": "burned", "ended_at": now}}
-            )
+            result = await secrets.update_many(chosen, {"$set": {"state": "burned", "ended_at": now}})
+            over = [row for row in rows if row["attempts_left"] == 0 or row["expires_at"] <= now]
+            if over:
+                await secrets.bulk_write([_write_end(row) for row in over])
             # Also those of secrets that were read or locked in between.
-            await Envelope.get_motor_collection().delete_many({"_id": {"$in": [row["lookup_id"] for row in rows]}})
+            await envelopes.delete_many({"_id": {"$in": [row["lookup_id"] for row in rows]}})
             metrics.SECRETS.labels("burned").inc(result.modified_count)
             burned += result.modified_count
-            progress(len(rows))
-    return burned
+            progress(result.modified_count)
+        total += burned
+    return total
+
+
+def _write_end(row: dict[str, Any]) -> UpdateOne:
+    """Return the update that writes how a pending secret has ended that has no attempts left or is past its ttl."""
+    spent = row["attempts_left"] == 0
+    ended = {"state": "locked", "ended_at": row["attempted_at"]} if spent else {
+        "state": "expired", "ended_at": row["expires_at"]
+    }  # fmt: skip
+    return UpdateOne({"_id": row["_id"], "state": "pending"}, {"$set": ended})

@@ -2,7 +2,7 @@
 
 Reading takes three things that are kept apart: the ``secret_key`` of the link, the passphrase, and the
 server's master key. What is stored is a lookup id and an envelope; opening the envelope takes all three.
-``docs/envelope.md`` has the format and the reasons, ``tests/vectors`` known answers.
+``docs/envelope.md`` has the format and the reasons, ``tests/test_vault/vectors`` known answers.
 """
 
 from __future__ import annotations

@@ -89,6 +89,11 @@ def write_private(path: Path, text: str) -> None:
         os.link(draft, path)
     finally:
         draft.unlink()
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the name, too, is to outlive a loss of power
+    finally:
+        os.close(folder)
 
 
 def load(keys: str | None, file: Path | None, folder: Path) -> KeyRing | None:

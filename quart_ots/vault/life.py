@@ -7,6 +7,7 @@ any more: the client hung up, or the server dropped the request.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections.abc import Callable
@@ -99,7 +100,8 @@ async def read(services: Services, secret_key: str, passphrase: str, gone: async
 
     A slot comes before the attempt, so that a request that waits for one holds nothing. The attempt comes before the
     hash, so that guesses in parallel count each. The claim comes before the answer, so that one reader alone gets it,
-    and only while somebody waits for that answer, so that nobody's reading loses the secret.
+    and only while somebody waits for that answer: a client that hangs up loses neither the secret nor, with the right
+    passphrase, an attempt.
 
     Raises:
         SecretNotFoundError: No such secret, or it has been read, burned, locked or has expired.
@@ -115,13 +117,15 @@ async def read(services: Services, secret_key: str, passphrase: str, gone: async
     except EnvelopeError as error:
         logger.error("a secret cannot be opened: %s", error)
         raise
+    secret = None
     async with services.pool.slot(gone):
         await store.reserve_attempt(secret_id, services.clock())
-        try:
+        with contextlib.suppress(NotOpenedError):
             secret = await services.pool.run(crypto.open, services.ring, secret_key, passphrase, sealed)
-        except NotOpenedError:
-            raise WrongPassphraseError(await store.count_failure(secret_id, lookup_id)) from None
+    if secret is None:
+        raise WrongPassphraseError(await store.count_failure(secret_id, lookup_id))
     if gone.done():
+        await store.return_attempt(secret_id)
         raise ClientGoneError
     await store.claim(secret_id, secrets.token_hex(16), services.clock(), gone)
     await store.delete_envelope(lookup_id)

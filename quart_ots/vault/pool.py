@@ -143,7 +143,7 @@ class Pool:
 
     @asynccontextmanager
     async def slot(self, gone: asyncio.Future[None]) -> AsyncIterator[None]:
-        """Wait for a slot and hold it for the time of the block. Whoever waits holds nothing yet.
+        """Wait for a slot and hold it for the time of the block.
 
         Args:
             gone: Done when nobody waits for the answer any more; then the request leaves the line.
@@ -182,9 +182,11 @@ class Pool:
         try:
             with metrics.KDF_QUEUED.track_inprogress():
                 await place
+            if gone.done():
+                raise ClientGoneError
         except BaseException:
             if place.done() and not place.cancelled() and place.exception() is None:
-                self._leave()  # cancelled in the moment in which the slot came
+                self._leave()  # gone or cancelled in the moment in which the slot came
             with suppress(ValueError):
                 self._line.remove(place)
             raise

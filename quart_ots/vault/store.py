@@ -30,12 +30,15 @@ T = TypeVar("T")
 State = Literal["pending", "read", "burned", "locked", "expired"]
 
 MAX_ATTEMPTS = 10
-# A claim whose reply was lost is asked for again, this often.
+# A claim whose reply was lost is asked for again, this often, after as many seconds.
 CLAIM_TRIES = 3
+CLAIM_PAUSE = 0.5
 # A receipt is kept for twice its secret's ttl, and for this much longer than the secret at the least.
 RECEIPT_OUTLIVES = timedelta(days=1)
 # Seconds for one command: its wait for a thread and a connection of the driver's, and the driver's own retries.
 DEADLINE = 5
+# The same for deleting an envelope that nobody may read any more: a reader waits for the answer meanwhile.
+DELETE_DEADLINE = 1
 
 logger = logging.getLogger("quart_ots")
 
@@ -92,7 +95,7 @@ class Sealed(NamedTuple):
 
 
 def derive_state(written: State, spent: bool, over: bool) -> State:
-    """Return the state of a secret that has no attempts left, or is past its ttl, or neither. Locked stays locked."""
+    """Return the state of a secret that has no attempts left, or is past its ttl, or neither; locked beats expired."""
     if written != "pending":
         return written
     return "locked" if spent else "expired" if over else "pending"
@@ -104,13 +107,14 @@ def describe(error: BaseException) -> str:
     return " ".join([type(error).__name__, *(str(details[name]) for name in ("code", "codeName") if name in details)])
 
 
-async def _run(command: metrics.Command, start: Callable[[], Awaitable[T]]) -> T:
-    """Run one command within DEADLINE; DatabaseUnavailableError whatever else comes of it."""
+async def _run(command: metrics.Command, start: Callable[[], Awaitable[T]], deadline: float = DEADLINE) -> T:
+    """Run one command within a deadline in seconds; DatabaseUnavailableError if the database fails."""
     try:
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(deadline):
             return await command.measure(start())
-    # A collection is not initialised until the database has been reached once.
-    except (PyMongoError, TimeoutError, CollectionWasNotInitialized) as error:
+    # A collection is not initialised until the database has been reached once, and a thread of the driver's that
+    # cannot be started is a RuntimeError.
+    except (PyMongoError, TimeoutError, CollectionWasNotInitialized, RuntimeError) as error:
         logger.error("the database failed: %s", describe(error))
         raise DatabaseUnavailableError from None
 
@@ -206,10 +210,18 @@ async def count_failure(secret_id: str, lookup_id: str) -> int:
     return attempts_left
 
 
-async def claim(secret_id: str, claim_id: str, now: datetime, gone: asyncio.Future[None]) -> None:
-    """Make the caller the one reader.
+async def return_attempt(secret_id: str) -> None:
+    """Give back an attempt whose passphrase was right, but whose client is gone; not the last one.
 
-    A reply that is lost on the way leaves the claim in doubt. The second update settles it: it matches only where this
+    After the last attempt the secret counts as locked, and another failure may have deleted its envelope.
+    """
+    await _step({"_id": secret_id, "state": "pending", "attempts_left": {"$gt": 0}}, {"$inc": {"attempts_left": 1}})
+
+
+async def claim(secret_id: str, claim_id: str, now: datetime, gone: asyncio.Future[None]) -> None:
+    """Make the caller the one reader. Neither expiry nor attempts count any more: both were checked with the attempt.
+
+    A reply that is lost on the way leaves the claim in doubt. A second update settles it: it matches only where this
     very claim was made, and waits until a majority of the database has it. The driver's own retry is not enough: the
     server may have crashed in between and have forgotten that it knows the command.
 
@@ -217,7 +229,8 @@ async def claim(secret_id: str, claim_id: str, now: datetime, gone: asyncio.Futu
         secret_id: The Secret's id.
         claim_id: Names this claim among all others.
         now: UTC, the time at which the secret is read.
-        gone: Done when nobody waits for the answer any more: a claim in doubt is still settled, but not made anew.
+        gone: Done when nobody waits for the answer any more: a claim in doubt is still settled, but not made anew, and
+            one that is still on its way is denied.
 
     Raises:
         SecretNotFoundError: Another reader or a burn was faster.
@@ -225,19 +238,24 @@ async def claim(secret_id: str, claim_id: str, now: datetime, gone: asyncio.Futu
         DatabaseUnavailableError: The claim is still in doubt after CLAIM_TRIES.
 
     """
+    pending = {"_id": secret_id, "state": "pending", "denied": {"$ne": claim_id}}
+    mine = {"_id": secret_id, "claim": claim_id}
     taken = {"$set": {"state": "read", "ended_at": now, "claim": claim_id}}
-    for _ in range(CLAIM_TRIES):
-        given_up = gone.done()
+    for number in range(CLAIM_TRIES):
+        if number:
+            await asyncio.sleep(CLAIM_PAUSE)
         try:
-            won = not given_up and await _step({"_id": secret_id, "state": "pending"}, taken)
-            won = won or await _step({"_id": secret_id, "claim": claim_id}, taken)
+            if gone.done():
+                if not await _step(mine, taken):
+                    await _step(pending, {"$set": {"denied": claim_id}})
+                    raise ClientGoneError
+            elif not await _step(pending, taken) and not await _step(mine, taken):
+                raise SecretNotFoundError
         except DatabaseUnavailableError:
             logger.error("a claim is in doubt")
             continue
-        if won:
-            metrics.SECRETS.labels("read").inc()
-            return
-        raise ClientGoneError if given_up else SecretNotFoundError
+        metrics.SECRETS.labels("read").inc()
+        return
     raise DatabaseUnavailableError
 
 
@@ -271,7 +289,9 @@ async def delete_envelope(lookup_id: str) -> bool:
     If that fails, its TTL does it: no answer depends on it.
     """
     try:
-        result = await _run(metrics.DELETE, lambda: Envelope.get_motor_collection().delete_one({"_id": lookup_id}))
+        result = await _run(
+            metrics.DELETE, lambda: Envelope.get_motor_collection().delete_one({"_id": lookup_id}), DELETE_DEADLINE
+        )
     except DatabaseUnavailableError:
         logger.warning("an envelope is left to its TTL")
         return False
