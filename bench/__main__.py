@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -21,7 +22,7 @@ from typing import Any
 from bench import parts, report, sections
 from bench.rates import PLAIN, Hashes, Rates, Stand, hash_all
 from bench.stand import Load
-from tests.service import RUST
+from tests.mongod import program
 
 RESULTS = Path("bench") / "results.json"
 # Short ones, as the clock of a shared machine changes: what is compared should be measured close together.
@@ -95,7 +96,7 @@ def at_lowest_cost(folder: Path) -> dict[str, Any]:
 
 
 def _figures(loads: list[Load]) -> dict[str, float]:
-    """Give the medians of what the same load came to in each round."""
+    """Return the medians of what the same load came to in each round."""
     columns = {
         "rate": [load.rate for load in loads],
         "service_ms": [load.cpu["service"] for load in loads],
@@ -104,13 +105,18 @@ def _figures(loads: list[Load]) -> dict[str, float]:
     return {name: median(values) for name, values in columns.items()}
 
 
+def _database() -> str:
+    """Name the database, by what it says of its version: "db version v6.0.5"."""
+    told = subprocess.run([program(), "--version"], capture_output=True, text=True, check=True).stdout
+    return f"mongod {told.split()[2].removeprefix('v')}, a standalone"
+
+
 SECTIONS: dict[str, Callable[[Path], Any]] = {
     "default_cost": at_default_cost,
     "lowest_cost": at_lowest_cost,
     "under_load": sections.under_load,
     "at_length": sections.at_length,
     "start": lambda _: sections.start(),
-    "workers": sections.workers,
     "costs": sections.costs,
     "stored": lambda _: sections.stored(),
 }
@@ -126,7 +132,7 @@ def main(names: list[str]) -> None:
     results["machine"] = {
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "database": "secantusd-rs" if Path(RUST).exists() else "secantusd-py",
+        "database": _database(),
     }
     for name in names or SECTIONS:
         begun = time.monotonic()

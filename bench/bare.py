@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from quart import Quart, Response, jsonify, request
 from quart_schema import QuartSchema, validate_request, validate_response
 
-from quart_ots.db import OPTIONS
+from quart_ots.ops.database import OPTIONS
 
 # As long as an envelope of the load's secret.
 SEALED = bytes(1 + 8 + 29 + 12 + 255 + 16)
@@ -85,7 +85,6 @@ def create_app() -> Quart:
         database = AsyncIOMotorClient[dict[str, Any]](os.environ["BARE_URL"], **OPTIONS)["bare"]
         # As the service has them.
         await database.envelopes.create_index("expires_at", expireAfterSeconds=0)
-        await database.secrets.create_index("receipt_id", unique=True)
         await database.secrets.create_index("purge_at", expireAfterSeconds=0)
         client.append(database)
 

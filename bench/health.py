@@ -1,6 +1,6 @@
 """How fast health answers while the pool is full: `make bench-health`.
 
-200 creators keep at it, in a process of their own, each coming back when it is told that the pool is full: as
+200 creators of as many addresses keep at it, in a process of their own, each coming back when the pool is full: as
 Retry-After says, and up to a second later, so that they do not all come at once. Meanwhile, and before that on the
 idle service, /health/live and /health/ready are asked in turn, one connection each time, every 20 ms whatever the
 answers take (an open loop: a slow answer does not make for fewer questions). All share the machine.
@@ -19,11 +19,12 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
-import httpx
+import aiohttp
 
 from bench.pace import Answer, Question, paced, percentile
-from bench.stand import CREATE, SERVICE
-from tests.service import Mongo, Service
+from bench.stand import CREATE
+from tests.mongod import Mongod
+from tests.service import Service
 
 CREATORS = 200
 INTERVAL = 0.02
@@ -31,12 +32,13 @@ WARM_UP = 6  # seconds until the pool is full, and has shown how long a key take
 HEALTH: tuple[Question, ...] = (("GET", "/health/live", None), ("GET", "/health/ready", None))
 
 
-async def create(client: httpx.AsyncClient, until: float, statuses: collections.Counter[int]) -> None:
-    """Create secrets until a time, politely."""
+async def create(client: aiohttp.ClientSession, address: str, until: float, statuses: collections.Counter[int]) -> None:
+    """Create secrets until a time, politely, as a client with an address of its own."""
     while time.monotonic() < until:
-        answer = await client.post("/generate", json=CREATE)
-        statuses[answer.status_code] += 1
-        if answer.status_code == 503:
+        async with client.post("/generate", json=CREATE, headers={"X-Forwarded-For": address}) as answer:
+            await answer.read()
+        statuses[answer.status] += 1
+        if answer.status == 503:
             pause = int(answer.headers["Retry-After"]) + random.random()
             await asyncio.sleep(min(pause, max(0, until - time.monotonic())))
 
@@ -45,10 +47,11 @@ async def load(url: str, seconds: float) -> None:
     """Let all creators create for a time, and print what they were told."""
     statuses: collections.Counter[int] = collections.Counter()
     # Less than the server's, which would close a connection just as a request goes out on it.
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=2)
-    async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
+    connector, timeout = aiohttp.TCPConnector(limit=0, keepalive_timeout=2), aiohttp.ClientTimeout(60)
+    async with aiohttp.ClientSession(url, connector=connector, timeout=timeout) as client:
         until = time.monotonic() + seconds
-        await asyncio.gather(*(create(client, until, statuses) for _ in range(CREATORS)))
+        addresses = (f"198.51.100.{number}" for number in range(CREATORS))
+        await asyncio.gather(*(create(client, address, until, statuses) for address in addresses))
     print(f"\ncreators were answered: {dict(statuses)}")
 
 
@@ -104,9 +107,9 @@ def main() -> None:
         asyncio.run(load(options.load, seconds))
         return
     with tempfile.TemporaryDirectory() as name:
-        mongo = Mongo(Path(name))
-        settings = {"MONGODB_URL": mongo.url, "BCRYPT_COST": "10", "LOG_LEVEL": "warning"}
-        service = Service(Path(name), settings, *SERVICE)
+        mongo = Mongod(Path(name) / "mongod")
+        settings = {"MONGODB_URL": mongo.url, "BCRYPT_COST": "10", "LOG_LEVEL": "warning", "TRUSTED_PROXIES": "1"}
+        service = Service(Path(name), settings)
         try:
             asyncio.run(measure(service.url, seconds))
         finally:

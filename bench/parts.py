@@ -17,9 +17,9 @@ from tests.service import Service
 # All below one of their frames is theirs; the first that fits has it.
 SINKS = {
     "metrics": r"prometheus_client/",
-    "limiter": r"quart_rate_limiter/|quart_ots/ratelimit\.py",
-    "log": r"/logging/|structlog/|\b_tell \(",
-    "crypto": r"quart_ots/crypto\.py|quart_ots/kdf\.py",
+    "limiter": r"quart_rate_limiter/|quart_ots/edge/(limits|clients)\.py",
+    "log": r"/logging/|structlog/|\b_log \(",
+    "crypto": r"quart_ots/vault/(crypto|pool)\.py",
     "driver": r"/motor/|/pymongo/|/bson/|/beanie/",
     "codec": r"/json/|\bparse_json \(",
 }
@@ -27,7 +27,7 @@ SINKS = {
 LAYERS = {
     "server": r"hypercorn/|/h11/",
     "routing": r"site-packages/quart/|werkzeug/|/flask/",
-    "validation": r"quart_schema/|/pydantic/|quart_ots/schemas\.py",
+    "validation": r"quart_schema/|/pydantic/|quart_ots/api/bodies\.py",
     "handlers": r"quart_ots/|bench/bare\.py",
 }
 # Event loop and threads, which are nobody's.
@@ -84,7 +84,7 @@ def spread(cpu: float, parts: Counter[str]) -> dict[str, float]:
 
 
 def sampled(stand: Stand, service: Service, seconds: float) -> dict[str, Counter[str]]:
-    """Give the samples of a service's creates and reads."""
+    """Return the samples of a service's creates and reads."""
     created = stand.send(service, creates(), seconds, 201).answers
     return {
         "create": sample(stand, service, creates(), seconds, 201),

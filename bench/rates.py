@@ -12,8 +12,9 @@ from typing import NamedTuple
 import bcrypt
 
 from bench.pace import Question
-from bench.stand import BARE, SERVICE, Load, creates, load, reads
-from tests.service import Mongo, Service, quick_database
+from bench.stand import BARE, Load, creates, load, reads
+from tests.mongod import Mongod
+from tests.service import Service
 
 # How the bare app can take a body: by a model of pydantic's, a dataclass, or unseen.
 PLAIN = ("plain", "dataclasses", "unvalidated")
@@ -57,28 +58,27 @@ class Stand:
     Args:
         folder: For all that they write.
         cost: bcrypt's, of both.
-        workers: The service's processes.
         bare: Whether the bare app is wanted.
+        queue: How many requests may wait for a hashing thread. Loads from one address may hold a quarter of the places.
 
     """
 
-    def __init__(self, folder: Path, cost: int, workers: int = 0, bare: bool = True) -> None:
+    def __init__(self, folder: Path, cost: int, bare: bool = True, queue: int = 1000) -> None:
         self.folder, self.cost = folder, cost
-        self._workers, self._bare = workers, bare
+        self._bare, self._queue = bare, queue
 
     def __enter__(self) -> Stand:
         """Start all, and warm it up; where that fails, what was started is stopped."""
-        settings = {"BCRYPT_COST": str(self.cost), "INSTANCE_PATH": str(self.folder / "instance")}
-        command = [str(self._workers) if part == "0" else part for part in SERVICE]
+        settings = {"BCRYPT_COST": str(self.cost), "KDF_QUEUE": str(self._queue), "TRUSTED_PROXIES": "1"}
         with contextlib.ExitStack() as stack:
-            self.mongo: Mongo = quick_database(self.folder)
+            self.mongo = Mongod(self.folder / "mongod")
             stack.callback(self.mongo.kill)
             os.environ |= {"BARE_URL": self.mongo.url, "BARE_COST": str(self.cost)}
-            self.service = Service(self.folder, {"MONGODB_URL": self.mongo.url, **settings}, *command)
+            self.service = Service(self.folder, {"MONGODB_URL": self.mongo.url, **settings})
             stack.callback(self.service.stop)
             self.rates(self.service, 2)
             if self._bare:
-                self.bare = Service(self.folder, {}, *BARE)
+                self.bare = Service(self.folder, {}, BARE)
                 stack.callback(self.bare.stop)
                 self.rates(self.bare, 2)
             self._stack = stack.pop_all()

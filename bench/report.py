@@ -13,7 +13,7 @@ BEGIN, END = "<!-- measured: from here on written by `make bench` -->", "<!-- en
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Write a table in Markdown; floats to three digits."""
+    """Return a table in Markdown; floats to three digits."""
     lines = [head, ["---"] * len(head), *([_cell(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -29,7 +29,7 @@ def _goal(figure: str, measured: str, against: str, value: float, goal: str, met
 
 
 def goals(results: dict[str, Any]) -> str:
-    """Write the table of what the service is to reach."""
+    """Return the table of what the service is to reach."""
     default, lowest, rows = results["default_cost"], results["lowest_cost"], []
     for kind in ("create", "read"):
         one = default[kind]
@@ -84,7 +84,7 @@ def goals(results: dict[str, Any]) -> str:
 
 
 def measured(results: dict[str, Any]) -> str:
-    """Write all that is measured."""
+    """Return all that was measured, as the page has it."""
     machine, default, lowest = results["machine"], results["default_cost"], results["lowest_cost"]
     plain, waiting = lowest["plain"], results["at_length"]["waiting"]
     kinds = [(kind, name) for kind in ("create", "read") for name in ("service", "bare")]
@@ -114,12 +114,6 @@ def measured(results: dict[str, Any]) -> str:
             "### Secrets that wait",
             table(("waiting", "read, p50, ms"), ((one["waiting"], one["p50"]) for one in waiting)),
             "![Read latency by secrets that wait](performance-waiting.png)",
-            "### Several workers\n\nAt cost 4; `0` is one process without a parent. Secrets that had been read "
-            "were asked for again, and answered 404 each time.",
-            table(
-                ("--workers", "creates/s", "reads/s", "asked again"),
-                ((one["workers"], one["creates"], one["reads"], int(one["again"])) for one in results["workers"]),
-            ),
             "### What it costs an operator",
             table(
                 ("QUART_OTS_BCRYPT_COST", "one hash, ms", "creates/s and core", "reads/s and core"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import statistics
@@ -19,15 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import bson
-import httpx
 from pymongo import MongoClient
 
 from bench.health import crowded, watch
 from bench.pace import Answer, Question, paced, percentile
 from bench.rates import Stand, hash_all
-from bench.stand import CREATE, SERVICE, cpu_seconds, creates, reads, resident
-from quart_ots.db import OPTIONS
-from tests.service import ROOT, Service, quick_database
+from bench.stand import CREATE, cpu_seconds, creates, reads, resident
+from quart_ots.ops.database import OPTIONS
+from tests.client import LOST, request
+from tests.mongod import Mongod
+from tests.service import ROOT, Service
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 # Seconds between two reads of the open loop: far from what the service can do.
@@ -41,7 +41,7 @@ DEPENDENCIES = (
 
 
 def median_by_key(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Give the median of each column."""
+    """Return the median of each column."""
     return {key: statistics.median(row[key] for row in rows) for key in rows[0]}
 
 
@@ -62,7 +62,7 @@ def under_load(folder: Path, rounds: int = 3, seconds: float = 6) -> dict[str, A
             rows[name] = {"idle_p99": idle_p99, "full_p99": full_p99, "ratio": full_p99 / idle_p99}
         return rows
 
-    with Stand(folder, 10, bare=False) as stand:
+    with Stand(folder, 10, bare=False, queue=100) as stand:
         told = [asyncio.run(measure(stand.service)) for _ in range(rounds)]
     return {name: median_by_key([one[name] for one in told]) for name in told[0]}
 
@@ -91,7 +91,7 @@ def waiting(folder: Path, quiet: Callable[[], Any], rounds: int = 3, number: int
         number: Reads a round.
 
     """
-    mongo = quick_database(folder)
+    mongo = Mongod(folder / "mongod")
     services: list[Service] = []
     try:
         for size in SIZES:
@@ -101,7 +101,7 @@ def waiting(folder: Path, quiet: Callable[[], Any], rounds: int = 3, number: int
             print(f"  {size:,} secrets in {time.monotonic() - started:.0f} s", flush=True)
             own = folder / str(size)
             own.mkdir()
-            services.append(Service(own, {"MONGODB_URL": url, "BCRYPT_COST": "4"}, *SERVICE))
+            services.append(Service(own, {"MONGODB_URL": url, "BCRYPT_COST": "4"}))
         quiet()
         _let_settle(mongo.process.pid)
         times: dict[int, list[float]] = {size: [] for size in SIZES}
@@ -137,7 +137,7 @@ def _documents(number: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         id_, receipt_id = os.urandom(32).hex(), os.urandom(32).hex()
         times = {"created_at": now, "expires_at": over, "purge_at": over + timedelta(days=7)}
         sealed = {"sealed": os.urandom(321), "key_id": "0" * 16, "expires_at": over}
-        yield {"_id": id_, **sealed}, {"_id": id_, "receipt_id": receipt_id, **state, **times}
+        yield {"_id": id_, "secret_id": receipt_id, **sealed}, {"_id": receipt_id, "lookup_id": id_, **state, **times}
 
 
 def _fill(url: str, number: int) -> None:
@@ -189,8 +189,8 @@ def start(rounds: int = 7) -> dict[str, float]:
     """Time the start of the service to its first answer, with its database there, and the import of what it needs."""
     starts, imports = [], []
     with tempfile.TemporaryDirectory() as name:
-        mongo = quick_database(Path(name))
-        service = Service(Path(name), {"MONGODB_URL": mongo.url}, *SERVICE)
+        mongo = Mongod(Path(name) / "mongod")
+        service = Service(Path(name), {"MONGODB_URL": mongo.url})
         try:
             for _ in range(rounds):
                 service.stop()
@@ -212,31 +212,13 @@ def start(rounds: int = 7) -> dict[str, float]:
 
 def _answers(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/health/live", timeout=5).status_code == 200
-    except httpx.TransportError:
+        return request("GET", f"{url}/health/live", timeout=5).status == 200
+    except LOST:
         return False
 
 
-def workers(folder: Path, rounds: int = 3, seconds: float = 1.5) -> list[dict[str, float]]:
-    """Measure one process without and with a parent, and two; and see that each secret was read once."""
-    rows: dict[int, list[dict[str, float]]] = {0: [], 1: [], 2: []}
-    with contextlib.ExitStack() as stack:
-        stands: dict[int, Stand] = {}
-        for number in rows:
-            own = folder / str(number)
-            own.mkdir()
-            stands[number] = stack.enter_context(Stand(own, 4, number, bare=False))
-        for turn in range(rounds):
-            for number in sorted(stands, reverse=turn % 2 == 1):
-                stand = stands[number]
-                create, read = stand.rates(stand.service, seconds)
-                again = stand.send(stand.service, reads(create.answers[: len(read.answers) // 2]), seconds, 404)
-                rows[number].append({"creates": create.rate, "reads": read.rate, "again": float(len(again.answers))})
-    return [{"workers": number, **median_by_key(told)} for number, told in rows.items()]
-
-
 def costs(folder: Path, seconds: float = 3) -> list[dict[str, float]]:
-    """Measure creates and reads a second and core, for whoever chooses a cost."""
+    """Measure creates and reads a second and core, to choose a cost by."""
     rows = []
     for cost in (8, 10, 12):
         own = folder / str(cost)
@@ -250,6 +232,6 @@ def costs(folder: Path, seconds: float = 3) -> list[dict[str, float]]:
 
 
 def stored() -> dict[str, float]:
-    """Give the bytes of a secret's two documents, as BSON, without what the database adds for itself."""
+    """Return the bytes of a secret's two documents, as BSON, without what the database adds for itself."""
     ((envelope, secret),) = _documents(1)
     return {"envelope": len(bson.encode(envelope)), "secret": len(bson.encode(secret))}

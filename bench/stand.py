@@ -6,20 +6,23 @@ import json
 import re
 import resource
 import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from bench.pace import Question
-from tests.service import PHRASE, SERVER
+from tests.service import PHRASE
 
 LUA = Path(__file__).with_name("load.lua")
 # Seconds that an answer may take.
 PATIENCE = 30
 TICKS = 100  # of /proc's CPU times to the second, on Linux
-# As in production, but for the access log of the suite.
-SERVICE = (*SERVER, "--worker-class", "uvloop", "quart_ots:create_app()")
-BARE = (*SERVICE[:-1], "bench.bare:create_app()")
+# On the same event loop as the service.
+BARE = (
+    *(sys.executable, "-m", "hypercorn", "--workers", "0", "--worker-class", "uvloop", "--bind", "127.0.0.1:{port}"),
+    "bench.bare:create_app()",
+)
 CREATE = {"secret": "a secret of the benchmark", "passphrase": PHRASE}
 
 
@@ -32,7 +35,7 @@ class Load(NamedTuple):
 
 
 def cpu_seconds(pid: int) -> float:
-    """Give the CPU time that a process and its children have used."""
+    """Return the CPU time that a process and its children have used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     own = (int(fields[11]) + int(fields[12])) / TICKS
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -40,19 +43,19 @@ def cpu_seconds(pid: int) -> float:
 
 
 def resident(pid: int) -> float:
-    """Give what a process holds in memory, MB."""
+    """Return what a process holds in memory, MB."""
     match = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
     assert match is not None
     return int(match[1]) / 1024
 
 
 def creates() -> list[Question]:
-    """Give a create to send over and over."""
+    """Return a create to send over and over."""
     return [("POST", "/generate", CREATE)]
 
 
 def reads(created: Iterable[dict[str, str]]) -> list[Question]:
-    """Give a read for each that was created."""
+    """Return a read for each that was created."""
     return [("POST", f"/secrets/{one['secret_key']}", {"passphrase": PHRASE}) for one in created]
 
 

@@ -16,18 +16,18 @@ from tests.service import ROOT
         ("run (hypercorn/run.py:1);_run (x/hypercorn/asyncio/run.py:2)", "loop"),
         ("_run (x/hypercorn/asyncio/run.py:2);handle (x/hypercorn/protocol/h11.py:3)", "server"),
         ("_run (x/hypercorn/asyncio/run.py:2);f (x/site-packages/quart/app.py:3);g (x/asyncio/tasks.py:4)", "routing"),
-        ("f (x/quart_schema/validation.py:3);generate (x/quart_ots/routes.py:4)", "handlers"),
+        ("f (x/quart_schema/validation.py:3);generate (x/quart_ots/api/routes.py:4)", "handlers"),
         (
-            "f (x/site-packages/quart/app.py:3);_client (x/quart_ots/ratelimit.py:4);get (x/werkzeug/local.py:5)",
+            "f (x/site-packages/quart/app.py:3);client (x/quart_ots/edge/limits.py:4);get (x/werkzeug/local.py:5)",
             "limiter",
         ),
-        ("_tell (x/quart_ots/observe.py:1);info (x/python3/logging/__init__.py:2)", "log"),
+        ("_log (x/quart_ots/edge/request.py:1);info (x/python3/logging/__init__.py:2)", "log"),
         ("_worker (x/concurrent/futures/thread.py:1);insert_one (x/pymongo/synchronous/collection.py:2)", "driver"),
         ("_worker (x/concurrent/futures/thread.py:1)", "loop"),
     ],
 )
 def test_stacks_belong_to_parts(stack: str, part: str) -> None:
-    """A sample is the part's that does the work, not that of whoever called it."""
+    """A sample is the part's that does the work, not that of its caller."""
     assert parts.part_of(stack) == part
 
 
