@@ -213,8 +213,9 @@ def _public(name: str, value: Any, ids: list[str]) -> Any:
     if value is None or isinstance(value, int):
         return value
     if name == "mongodb_url":
-        # An option may hold a password too.
-        return re.sub(r"//[^/]*@", "//***@", value.get_secret_value().partition("?")[0])
+        # An option may hold a password too, and a mistaken URL a password with any character.
+        hidden = re.sub(r"\A(mongodb(?:\+srv)?://)?.*@", r"\1***@", value.get_secret_value(), flags=re.DOTALL)
+        return hidden.partition("?")[0]
     if isinstance(value, SecretStr):
         return ", ".join(ids)
     return str(value)
@@ -224,6 +225,8 @@ def _show(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     """Write rows of the same columns as JSON or as a table."""
     if as_json:
         click.echo(json.dumps(rows))
+        return
+    if not rows:
         return
     lines = [list(rows[0]), *([_word(value) for value in row.values()] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

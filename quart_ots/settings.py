@@ -141,7 +141,7 @@ def load(environment: Mapping[str, str] = os.environ) -> Loaded:
     for name in ("mongodb_url", "master_keys"):
         if name in given and f"{name}_file" in given:
             raise StartError(f"{variable(name)} and {variable(name)}_FILE are both set: choose one")
-    if (path := given.get("mongodb_url_file")) is not None:
+    if isinstance(path := given.get("mongodb_url_file"), str):  # config.toml may have anything
         given["mongodb_url"] = _read_file(f"{variable('mongodb_url')}_FILE", Path(path)).strip()
         sources["mongodb_url"] = str(path)
     try:

@@ -180,6 +180,7 @@ class ReplicaSet:
         key.write_text(secrets.token_hex(64))
         own = ("--replSet", SET, "--keyFile", str(key), *("--setParameter", QUIESCE), *options)
         self.members = [Mongod(folder / f"member-{number}", *own, start=False) for number in range(3)]
+        self._introduced: list[int] = []  # process ids of clients
         self._network = Network([member.port for member in self.members]) if partitions else None
         # As members and clients know them.
         self.hosts = self._network.hosts if self._network else [member.host for member in self.members]
@@ -263,11 +264,30 @@ class ReplicaSet:
             client.admin.command("replSetStepDown", seconds, secondaryCatchUpPeriodSecs=seconds)
         return primary
 
-    def partition(self, member: Mongod, *, members: bool = True, clients: bool = False) -> None:
-        """Cut a member off from the others, from clients, or both, until `heal`.
+    def introduce(self, client: subprocess.Popen[bytes]) -> None:
+        """Let the proxies tell a client's process from others. To be called before it connects."""
+        self._introduced.append(client.pid)
+        self._tell_network()
+
+    def partition(
+        self,
+        member: Mongod,
+        *,
+        members: bool = True,
+        clients: bool = False,
+        company: Sequence[subprocess.Popen[bytes]] = (),
+    ) -> None:
+        """Cut a member off until `heal`.
 
         As in a network whose packets get lost, nothing is closed: bytes wait, new connections too, and all go on when
         it is healed.
+
+        Args:
+            member: The one that is cut off.
+            members: Whether from the other members.
+            clients: Whether from clients, but for those of `company`.
+            company: Clients that are cut off from the other members with it; see `introduce`.
+
         """
         assert self._network, "made without partitions"
         number = self.members.index(member)
@@ -276,6 +296,9 @@ class ReplicaSet:
             self._network.cut |= {(number, other) for other in others} | {(other, number) for other in others}
         if clients:
             self._network.cut.add((CLIENTS, number))
+        for client in company:
+            origin = len(self.members) + self._introduced.index(client.pid)
+            self._network.cut |= {(origin, other) for other in others}
         self._tell_network()
 
     def heal(self, member: Mongod | None = None) -> None:
@@ -287,7 +310,7 @@ class ReplicaSet:
 
     def _tell_network(self) -> None:
         if self._network:
-            self._network.tell([member.process.pid for member in self.members])
+            self._network.tell([*(member.process.pid for member in self.members), *self._introduced])
 
     def stop(self) -> None:
         """End all at once. The data is not needed any more."""

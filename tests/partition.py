@@ -7,7 +7,8 @@ bytes and new connections wait until it is healed.
     python -m tests.partition '[[PORT, TARGET_PORT], ...]'
 
 Each line on standard input is {"pids": [...], "cut": [[origin, target], ...]}, and is answered when it is in effect. An
-origin is a member's number, or -1 for everyone else. The end of the input ends it.
+origin is the place of a process among the pids, where the members come first, or -1 for everyone else. The end of the
+input ends it.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class Proxies:
     def __init__(self, pairs: list[tuple[int, int]]) -> None:
         self.pairs = pairs
         self.pids: list[int] = []
-        origins = range(-1, len(pairs))
-        self.passable = {(origin, target): asyncio.Event() for origin in origins for target in range(len(pairs))}
+        self.cut: set[tuple[int, int]] = set()
+        self.passable: dict[tuple[int, int], asyncio.Event] = {}
 
     async def serve(self) -> None:
         """Serve until the input ends."""
@@ -43,14 +44,14 @@ class Proxies:
         async for line in orders:
             order = json.loads(line)
             self.pids = order["pids"]
-            cut = {tuple(pair) for pair in order["cut"]}
+            self.cut = {(origin, target) for origin, target in order["cut"]}
             for pair, event in self.passable.items():
-                event.clear() if pair in cut else event.set()
+                event.clear() if pair in self.cut else event.set()
             print("done", flush=True)  # noqa: T201
 
     async def _accept(self, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         port, target = self.pairs[number]
-        passable = self.passable[self._origin(writer.get_extra_info("peername")[1], port), number]
+        passable = self._passable((self._origin(writer.get_extra_info("peername")[1], port), number))
         await passable.wait()
         try:
             there = await asyncio.open_connection("127.0.0.1", target)
@@ -59,8 +60,16 @@ class Proxies:
             return
         await asyncio.gather(pump(reader, there[1], passable), pump(there[0], writer, passable))
 
+    def _passable(self, pair: tuple[int, int]) -> asyncio.Event:
+        """Return what is set while bytes pass between the two."""
+        if pair not in self.passable:
+            self.passable[pair] = asyncio.Event()
+            if pair not in self.cut:
+                self.passable[pair].set()
+        return self.passable[pair]
+
     def _origin(self, peer: int, port: int) -> int:
-        """Find which member's process, if any, holds the other end of a connection."""
+        """Find which of the processes, if any, holds the other end of a connection."""
         ends = [f"0100007F:{number:04X}" for number in (peer, port)]
         for _ in range(5):  # a line may be missed while others come and go
             lines = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines())

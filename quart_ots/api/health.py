@@ -21,7 +21,7 @@ register(blueprint)
 @validate_response(HealthResponse)
 @tag(["health"])
 async def live() -> HealthResponse:
-    """Return whether the service runs, whatever its database does."""
+    """See whether the service runs, whatever its database does."""
     return HealthResponse()
 
 
@@ -30,7 +30,7 @@ async def live() -> HealthResponse:
 @documented(503)
 @tag(["health"])
 async def ready() -> HealthResponse:
-    """Return whether the service can serve.
+    """See whether the service can serve.
 
     It can while it is not being stopped, has room for another secret to be sealed or opened, and its database
     has its indexes and answers a read within a second. (A service without a master key does not start.)

@@ -306,7 +306,11 @@ def body(row: Row, detail: str = "", **members: Any) -> bytes:
 
 
 # For what no handler of Quart's answers, see edge.request.
-LAST_WORDS = {500: body(_BY_STATUS[500]), 503: body(_BY_CLASS[errors.DrainingError])}
+LAST_WORDS = {
+    "dropped": (503, body(_BY_CLASS[errors.DrainingError])),
+    "unknown": (503, body(_BY_CLASS[errors.DatabaseUnavailableError])),
+    "failed": (500, body(_BY_STATUS[500])),
+}
 
 
 def _respond(row: Row, headers: Mapping[str, str], detail: str = "", **members: Any) -> Response:

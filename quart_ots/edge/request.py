@@ -30,6 +30,7 @@ Headers = list[tuple[bytes, bytes]]  # of an answer, names in lower case
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 UNKNOWN = "-"
+NOWHERE = "/-"  # a path where nothing is
 INFO = "quart_ots.request"
 # As ASGI has them. The docs page has a policy of its own.
 POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
@@ -63,6 +64,7 @@ class RequestInfo:
     status: int | None = None  # none yet, or none ever: the client hung up
     sent: int = 0  # bytes of the body
     running: set[asyncio.Future[Any]] = field(default_factory=set)  # what run_to_completion has begun
+    over: bool = False  # nothing more may be sent
 
     def leave(self) -> None:
         """Note that nobody waits for the answer any more."""
@@ -129,15 +131,16 @@ async def run_to_completion(step: Coroutine[Any, Any, T], expected: tuple[type[E
 
 
 def read_target(target: str) -> str:
-    """Return the path of a request's target, such as /a or http://h/a; "/", where nothing is, if it has none.
+    """Return the path of a request's target, such as /a or http://h/a; NOWHERE if it has none.
 
-    Quart's own reading fails on an empty target and on a broken host: a 500.
+    Quart's own reading fails on an empty target and on a broken host, a 500, and takes //metrics for /metrics, which a
+    proxy may know to refuse.
     """
     try:
         path = target if target.startswith("/") else urlsplit(target).path
     except ValueError:
         path = ""
-    return path if path.startswith("/") else "/"
+    return path if path.startswith("/") and not path.startswith("//") else NOWHERE
 
 
 def choose_id(sent: Iterable[str]) -> str:
@@ -153,14 +156,14 @@ def harden(headers: Headers) -> Headers:
     return [*kept, *HEADERS, *policy]
 
 
-def init_app(app: Quart, settings: Settings, last_words: Mapping[int, bytes]) -> Requests:
+def init_app(app: Quart, settings: Settings, last_words: Mapping[str, tuple[int, bytes]]) -> Requests:
     """Guard all requests, and return those in flight.
 
     Args:
         app: Call this before anything that may refuse requests.
         settings: Which address to log, if any.
-        last_words: The problems, by status, for what no handler answers: 503 where the server drops a request, 500
-            where the framework itself fails.
+        last_words: Status and body for what no handler answers: `dropped` where the server drops a request, `unknown`
+            where that had begun what is not finished in time, `failed` where the framework itself fails.
 
     """
     inner = app.asgi_app
@@ -185,6 +188,8 @@ def init_app(app: Quart, settings: Settings, last_words: Mapping[int, bytes]) ->
             return message
 
         async def hardened_send(message: Any) -> None:
+            if known.over:  # Quart goes on with a handler whose request was dropped
+                return
             if message["type"].endswith("http.response.start"):  # a refused websocket has it too
                 known.status = message["status"]
                 headers = [*harden(message["headers"]), (b"x-request-id", id_.encode())]
@@ -198,6 +203,7 @@ def init_app(app: Quart, settings: Settings, last_words: Mapping[int, bytes]) ->
             await _serve(inner(private, watched_receive, hardened_send), known, hardened_send, last_words)
         finally:
             requests.tasks.discard(task)
+            known.over = True
             known.leave()
             told: dict[str, Any] = {}
             if settings.log_addresses:
@@ -211,13 +217,15 @@ def init_app(app: Quart, settings: Settings, last_words: Mapping[int, bytes]) ->
 
 
 async def _serve(
-    serving: Coroutine[Any, Any, None], known: RequestInfo, send: Any, last_words: Mapping[int, bytes]
+    serving: Coroutine[Any, Any, None], known: RequestInfo, send: Any, last_words: Mapping[str, tuple[int, bytes]]
 ) -> None:
     """Serve a request. If the server drops it meanwhile, nothing more is claimed for it, but it is still answered."""
     handler = asyncio.ensure_future(serving)
     try:
         # Quart would leave a handler running whose request is cancelled, and the server would answer a bare 500.
         await asyncio.shield(handler)
+        if not known.gone.done():
+            await _say("dropped", known, send, last_words)  # where Quart, at its own end, has cut the handler off
     except asyncio.CancelledError:
         known.leave()
         ending = asyncio.ensure_future(_end(handler, known, send, last_words))
@@ -227,26 +235,29 @@ async def _serve(
         raise
     except Exception:
         logger.exception("unexpected exception")
-        await _say(500, known, send, last_words)
+        await _say("failed", known, send, last_words)
 
 
-async def _end(handler: asyncio.Future[None], known: RequestInfo, send: Any, last_words: Mapping[int, bytes]) -> None:
+async def _end(
+    handler: asyncio.Future[None], known: RequestInfo, send: Any, last_words: Mapping[str, tuple[int, bytes]]
+) -> None:
     """Bring a dropped request to its end: what it has begun is finished and answered, else the answer is 503."""
     if known.running:
         await asyncio.wait(known.running, timeout=LAST)
         await asyncio.wait([handler], timeout=1)
     handler.cancel()
     await asyncio.gather(handler, return_exceptions=True)
-    await _say(503, known, send, last_words)
+    await _say("unknown" if known.running else "dropped", known, send, last_words)
 
 
-async def _say(status: int, known: RequestInfo, send: Any, last_words: Mapping[int, bytes]) -> None:
+async def _say(end: str, known: RequestInfo, send: Any, last_words: Mapping[str, tuple[int, bytes]]) -> None:
     """Answer what has no answer yet."""
+    status, body = last_words[end]
     if known.status is None and known.shown["type"] == "http":
         headers = [(b"content-type", b"application/problem+json"), (b"connection", b"close")]
         headers += [(b"retry-after", b"2")] if status == 503 else []
         await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": last_words[status], "more_body": False})
+        await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 async def _note_route() -> None:

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import multiprocessing
 import os
+import re
 import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from hypercorn.asyncio import serve as hypercorn_serve
@@ -39,6 +41,8 @@ POLL = 0.1
 # Milliseconds that sent bytes may stay unacknowledged, or the client's window closed, before the kernel ends the
 # connection: a client that reads no answer cannot keep it. TCP_USER_TIMEOUT in Linux's tcp(7).
 USER_TIMEOUT = 30_000
+# What a system without IPv6 answers, which may still name addresses of it.
+NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 # Connections that the kernel queues while the event loop is busy.
 BACKLOG = 1024
 EXTENSION = "quart_ots.stop"
@@ -68,10 +72,10 @@ class Stop:
         if self._draining:
             raise DrainingError
 
-    async def wait(self) -> None:
-        """Return when the server is to stop listening; from then on signals do not go to the server itself."""
+    def trigger(self) -> Callable[[], Awaitable[Any]]:
+        """Return a function that waits until the server is to stop listening: it leaves all signals to the app then."""
         self._stopped = asyncio.Event()
-        await self._stopped.wait()
+        return self._stopped.wait
 
     def take_signals(self) -> None:
         """Take SIGTERM from the server, which would stop listening at once, and know nothing of the pool's line.
@@ -147,22 +151,24 @@ def open_sockets(binds: Sequence[str]) -> list[socket.socket]:
 
     """
     sockets: list[socket.socket] = []
-    for bind in binds:
-        host, _, port = bind.rpartition(":")
-        host = host.removeprefix("[").removesuffix("]")
-        if not port.isascii() or not port.isdigit() or int(port) > 65_535:
-            raise StartError(f"--bind must be HOST:PORT, such as 127.0.0.1:8080 or [::]:8080, not {bind!r}")
-        try:
-            found = socket.getaddrinfo(host or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        except OSError as error:
-            raise StartError(f"--bind {bind}: {error.strerror}") from None
-        for family, _, _, _, address in dict.fromkeys(found):
+    with contextlib.ExitStack() as undo:
+        for bind in binds:
+            host, _, port = bind.rpartition(":")
+            host = host.removeprefix("[").removesuffix("]")
+            if not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65_535:
+                raise StartError(f"--bind must be HOST:PORT, such as 127.0.0.1:8080 or [::]:8080, not {bind!r}")
             try:
-                sockets.append(_listen(family, address))
-            except OSError as error:
-                if not host and family == socket.AF_INET6 and len(found) > 1:
-                    continue  # a kernel without IPv6 still names its address
-                raise StartError(f"--bind {bind}: {error.strerror}") from None
+                found = socket.getaddrinfo(host or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            except (OSError, UnicodeError) as error:
+                raise StartError(f"--bind {bind}: {getattr(error, 'strerror', 'not a name')}") from None
+            for family, _, _, _, address in dict.fromkeys(found):
+                try:
+                    sockets.append(undo.enter_context(_listen(family, address)))
+                except OSError as error:
+                    if family == socket.AF_INET6 and error.errno in NO_IPV6 and len({one[0] for one in found}) > 1:
+                        continue
+                    raise StartError(f"--bind {bind}: {error.strerror}") from None
+        undo.pop_all()
     return sockets
 
 
@@ -203,7 +209,7 @@ def serve(app: Quart, binds: Sequence[str]) -> None:
     stop: Stop = app.extensions[EXTENSION]
 
     async def main() -> None:
-        await hypercorn_serve(app, hypercorn, shutdown_trigger=stop.wait)
+        await hypercorn_serve(app, hypercorn, shutdown_trigger=stop.trigger())
 
     factory: Callable[[], asyncio.AbstractEventLoop] | None = None
     if sys.platform != "win32":

@@ -57,8 +57,9 @@ def usable_cores(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgrou
                 if controllers == "":
                     cores = min(cores, _quota((cgroups / str(folder).lstrip("/")) / "cpu.max"))
                 elif "cpu" in controllers.split(","):
-                    own = cgroups / controllers / str(folder).lstrip("/")
-                    cores = min(cores, _quota(own / "cpu.cfs_quota_us", own / "cpu.cfs_period_us"))
+                    for name in (controllers, "cpu"):  # they may be mounted in another order, and linked
+                        own = cgroups / name / str(folder).lstrip("/")
+                        cores = min(cores, _quota(own / "cpu.cfs_quota_us", own / "cpu.cfs_period_us"))
     return max(1, math.ceil(cores))
 
 

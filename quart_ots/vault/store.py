@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
@@ -39,6 +40,9 @@ RECEIPT_OUTLIVES = timedelta(days=1)
 DEADLINE = 5
 # The same for deleting an envelope that nobody may read any more: a reader waits for the answer meanwhile.
 DELETE_DEADLINE = 1
+
+# What a driver's thread that cannot run raises: "can't start new thread", "cannot schedule new futures after shutdown".
+_NO_THREAD = re.compile("new thread|new futures")
 
 logger = logging.getLogger("quart_ots")
 
@@ -112,9 +116,10 @@ async def _run(command: metrics.Command, start: Callable[[], Awaitable[T]], dead
     try:
         async with asyncio.timeout(deadline):
             return await command.measure(start())
-    # A collection is not initialised until the database has been reached once, and a thread of the driver's that
-    # cannot be started is a RuntimeError.
+    # A collection is not initialised until the database has been reached once.
     except (PyMongoError, TimeoutError, CollectionWasNotInitialized, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _NO_THREAD.search(str(error)):
+            raise
         logger.error("the database failed: %s", describe(error))
         raise DatabaseUnavailableError from None
 
