@@ -13,7 +13,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 
 class Call:
-    """One request, which begins at once. `sent` has the messages of its answer."""
+    """One request, which begins at once. `sent` has the messages of its answer, `takes` is set while it is taken."""
 
     def __init__(
         self, app: Quart, method: str, path: str, body: bytes | None = None, headers: Headers = (), **scope: Any
@@ -25,6 +25,8 @@ class Call:
             **scope,
         }
         self.sent: list[dict[str, Any]] = []
+        self.takes = asyncio.Event()
+        self.takes.set()
         self._messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         if body is not None:
             self.send_body(body)
@@ -32,6 +34,7 @@ class Call:
         self.task: asyncio.Task[None] = asyncio.ensure_future(serving)
 
     async def _send(self, message: Any) -> None:
+        await self.takes.wait()
         self.sent.append(message)
 
     def send_body(self, body: bytes) -> None:

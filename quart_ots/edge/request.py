@@ -42,6 +42,8 @@ HEADERS = (
 _NAMES = frozenset(name for name, _ in HEADERS)
 # Seconds that a request which the server drops has to finish what it has begun: a hash of the highest cost takes 4.
 LAST = 6
+# Seconds that its answer has then to be taken by the client.
+LAST_ANSWER = 1
 # Too short for a key, which a confused client might send here too; a UUID has 36 characters, nginx's id 32.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,36}")
 
@@ -63,8 +65,8 @@ class RequestInfo:
     route: str = UNKNOWN
     status: int | None = None  # none yet, or none ever: the client hung up
     sent: int = 0  # bytes of the body
-    running: set[asyncio.Future[Any]] = field(default_factory=set)  # what run_to_completion has begun
-    over: bool = False  # nothing more may be sent
+    steps: list[asyncio.Future[None]] = field(default_factory=list)  # of run_to_completion, each done at its end
+    over: bool = False  # the handler may send nothing more
 
     def leave(self) -> None:
         """Note that nobody waits for the answer any more."""
@@ -106,11 +108,10 @@ async def run_to_completion(step: Coroutine[Any, Any, T], expected: tuple[type[E
 
     """
     outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-    running = info().running
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    info().steps.append(ended)
 
     async def run() -> None:
-        ended = asyncio.get_running_loop().create_future()
-        running.add(ended)
         try:
             result = await step
         except Exception as error:
@@ -123,7 +124,6 @@ async def run_to_completion(step: Coroutine[Any, Any, T], expected: tuple[type[E
                 outcome.set_result(result)
         finally:
             outcome.cancel()  # where this task was cancelled
-            running.discard(ended)
             ended.set_result(None)
 
     current_app.add_background_task(run)
@@ -188,8 +188,6 @@ def init_app(app: Quart, settings: Settings, last_words: Mapping[str, tuple[int,
             return message
 
         async def hardened_send(message: Any) -> None:
-            if known.over:  # Quart goes on with a handler whose request was dropped
-                return
             if message["type"].endswith("http.response.start"):  # a refused websocket has it too
                 known.status = message["status"]
                 headers = [*harden(message["headers"]), (b"x-request-id", id_.encode())]
@@ -197,10 +195,14 @@ def init_app(app: Quart, settings: Settings, last_words: Mapping[str, tuple[int,
             await send(message)
             known.sent += len(message.get("body", b""))
 
+        async def handlers_send(message: Any) -> None:
+            if not known.over:  # Quart goes on with a handler whose request was dropped
+                await hardened_send(message)
+
         task = cast(asyncio.Task[Any], asyncio.current_task())
         requests.tasks.add(task)
         try:
-            await _serve(inner(private, watched_receive, hardened_send), known, hardened_send, last_words)
+            await _serve(inner(private, watched_receive, handlers_send), known, hardened_send, last_words)
         finally:
             requests.tasks.discard(task)
             known.over = True
@@ -225,7 +227,7 @@ async def _serve(
         # Quart would leave a handler running whose request is cancelled, and the server would answer a bare 500.
         await asyncio.shield(handler)
         if not known.gone.done():
-            await _say("dropped", known, send, last_words)  # where Quart, at its own end, has cut the handler off
+            await _say("unknown", known, send, last_words)  # where Quart, at its own end, has cut a step off
     except asyncio.CancelledError:
         known.leave()
         ending = asyncio.ensure_future(_end(handler, known, send, last_words))
@@ -242,12 +244,16 @@ async def _end(
     handler: asyncio.Future[None], known: RequestInfo, send: Any, last_words: Mapping[str, tuple[int, bytes]]
 ) -> None:
     """Bring a dropped request to its end: what it has begun is finished and answered, else the answer is 503."""
-    if known.running:
-        await asyncio.wait(known.running, timeout=LAST)
-        await asyncio.wait([handler], timeout=1)
+    if known.steps:
+        await asyncio.wait(known.steps, timeout=LAST)
+    # A secret may have been claimed for an answer that is on its way.
+    if known.steps or known.status is not None:
+        await asyncio.wait([handler], timeout=LAST_ANSWER)
+    known.over = True
     handler.cancel()
     await asyncio.gather(handler, return_exceptions=True)
-    await _say("unknown" if known.running else "dropped", known, send, last_words)
+    finished = all(step.done() for step in known.steps)
+    await _say("dropped" if finished else "unknown", known, send, last_words)
 
 
 async def _say(end: str, known: RequestInfo, send: Any, last_words: Mapping[str, tuple[int, bytes]]) -> None:
