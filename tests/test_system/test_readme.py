@@ -12,9 +12,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
+from tests.client import LOST, request
 from tests.service import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -36,9 +36,9 @@ def make_run(tmp_path: Path) -> Iterator[None]:
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         try:
-            httpx.get(f"{URL}/health/ready")
+            request("GET", f"{URL}/health/ready")
             break
-        except httpx.TransportError:
+        except LOST:
             assert make.poll() is None, (tmp_path / "log").read_text()
             time.sleep(0.1)
     yield
@@ -66,7 +66,7 @@ def test_quick_start() -> None:
     assert len(answers) == 3
     assert json.loads(answers[0]).keys() == json.loads(printed[0]).keys()
     assert answers[1:] == printed[1:]
-    assert httpx.get(f"{URL}/docs").status_code == 200
+    assert request("GET", f"{URL}/docs").status == 200
 
 
 def test_second_command_is_the_one_that_ci_runs() -> None:
@@ -92,15 +92,3 @@ def test_help_lists_every_command() -> None:
     done = subprocess.run(["make", "help"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
 
     assert sorted(line.split()[0] for line in done.stdout.splitlines()) == sorted(targets)
-
-
-def test_errors_page_lists_every_problem() -> None:
-    """docs/errors.md has each problem that the code can name."""
-    names = set(re.findall(r'name, title = "([a-z-]+)"|status, name, title = \d+, "([a-z-]+)"', ERRORS))
-    names |= {(name, "") for name in re.findall(r'^    \d+: \("([a-z-]+)"', ERRORS, re.MULTILINE)}
-    listed = set(re.findall(r"^\| \d+ \| `([a-z-]+)`", (ROOT / "docs" / "errors.md").read_text(), re.MULTILINE))
-
-    assert {one or other for one, other in names} == listed
-
-
-ERRORS = (ROOT / "quart_ots" / "errors.py").read_text()
