@@ -153,9 +153,9 @@ def open_sockets(binds: Sequence[str]) -> list[socket.socket]:
     sockets: list[socket.socket] = []
     with contextlib.ExitStack() as undo:
         for bind in binds:
-            host, _, port = bind.rpartition(":")
+            host, colon, port = bind.rpartition(":")
             host = host.removeprefix("[").removesuffix("]")
-            if not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65_535:
+            if not colon or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65_535:
                 raise StartError(f"--bind must be HOST:PORT, such as 127.0.0.1:8080 or [::]:8080, not {bind!r}")
             try:
                 found = socket.getaddrinfo(host or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import logging
@@ -13,11 +14,12 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 from motor import motor_asyncio
+from pymongo.errors import ServerSelectionTimeoutError
 
-from quart_ots import __version__, cli
+from quart_ots import __version__, cli, create_app
 from quart_ots.settings import Settings, variable
 from quart_ots.vault.crypto import key_id
-from tests.conftest import MemoryClient
+from tests.conftest import PHRASE, SECRET, MemoryAdmin, MemoryClient, post
 
 KEYS = [bytes([number]) * 32 for number in (1, 2)]
 TEXTS = [base64.b64encode(key).decode() for key in KEYS]
@@ -196,6 +198,86 @@ def test_keys_under_which_nothing_waits(database: None, monkeypatch: pytest.Monk
         [IDS[0], "yes", "yes", "0"],
         [IDS[1], "no", "yes", "0"],
     ]
+
+
+@pytest.fixture
+def waiting(database: None, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the creator got of a secret that waits under the first key."""
+    monkeypatch.setenv("QUART_OTS_MASTER_KEYS", TEXTS[0])
+    monkeypatch.setenv("QUART_OTS_BCRYPT_COST", "4")
+
+    async def create() -> dict[str, Any]:
+        app = create_app()
+        async with app.test_app():
+            answer = await post(app.test_client(), "/generate", {"secret": SECRET, "passphrase": PHRASE})
+            created: dict[str, Any] = await answer.get_json()
+            return created
+
+    return asyncio.run(create())
+
+
+@pytest.mark.parametrize(
+    ("ring", "status", "verdicts"),
+    [
+        ([0], 0, [("seals", 1)]),
+        ([1, 0], 0, [("seals", 0), ("keep", 1)]),
+        ([1], 3, [("seals", 0), ("missing", 1)]),
+    ],
+    ids=["as it was", "rotated", "lost"],
+)
+def test_keys_under_which_something_waits(
+    waiting: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    ring: list[int],
+    status: int,
+    verdicts: list[tuple[str, int]],
+) -> None:
+    """A key is to be kept until what waits under it expires; one that the ring lacks has a status of its own."""
+    monkeypatch.setenv("QUART_OTS_MASTER_KEYS", ",".join(TEXTS[index] for index in ring))
+
+    rows = answer("keys", "check", status=status)
+    result = run("keys", "check", status=status)
+
+    assert [(row["verdict"], row["waiting"]) for row in rows] == verdicts
+    kept = [row["keep_until"] for row in rows if row["verdict"] == "keep"]
+    assert kept == ([waiting["expires_at"]] if len(ring) > 1 else [])
+    assert ("A key is missing: put it back" in result.stderr) == (status == 3)
+
+
+def test_purge(waiting: dict[str, Any]) -> None:
+    """What waits and was created before the time given is burned, once that is confirmed."""
+    assert answer("purge", "--yes", "--created-before", "2020-01-01") == {"burned": 0}
+    assert answer("stats")["pending"] == 1
+
+    result = run("purge", input="y\n")
+
+    assert result.stdout == "Burned 1 secrets.\n"
+    assert "Burn 1 secrets that wait, created before 20" in result.stderr
+    assert answer("stats") == {"pending": 0, "read": 0, "burned": 1, "locked": 0, "expired": 0}
+
+
+@pytest.mark.parametrize("words", [("stats",), ("keys", "list"), ("keys", "check"), ("purge", "--yes")], ids=" ".join)
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (ServerSelectionTimeoutError("hunter2"), "the database failed: ServerSelectionTimeoutError"),
+        ({"version": "5.0.31"}, "it is version 5.0.31, and 6.0 or newer is needed"),
+    ],
+    ids=["away", "old"],
+)
+def test_database_that_can_not_be_used(
+    database: None, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], fault: Any, told: str
+) -> None:
+    """What cannot be counted is told in a line, without the driver's own words."""
+
+    async def command(*_: object) -> Any:
+        if isinstance(fault, Exception):
+            raise fault
+        return fault
+
+    monkeypatch.setattr(MemoryAdmin, "command", command)
+
+    assert run(*words, status=1).output == f"quart_ots: {told}\n"
 
 
 def test_stats_as_a_table(database: None) -> None:

@@ -193,7 +193,8 @@ def test_address_of_another_machine(bind: str, told: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "bind", ["", "127.0.0.1", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:65536", "127.0.0.1:-1", ":²", ":" + "0" * 5000]
+    "bind",
+    ["", "8080", "127.0.0.1", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:65536", "127.0.0.1:-1", ":²", ":" + "0" * 5000],
 )
 def test_malformed(bind: str) -> None:
     """What is no host and port is refused with an example of one."""
