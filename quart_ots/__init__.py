@@ -91,10 +91,10 @@ def create_app(settings: Settings | None = None, clock: Callable[[], datetime] =
             make_folder(settings)
         ring = ring or keyring.read_or_make_file(settings.instance_path)
         app.extensions[routes.EXTENSION] = Services(ring, pool, settings.bcrypt_cost, clock)
-        pool.start()
-        await database.open(ring)
         if settings.metrics_bind is not None:
             stop_metrics.append(exposition.serve(settings.metrics_bind))
+        pool.start()
+        await database.open(ring)
         stop.take_signals()
 
     @app.before_serving

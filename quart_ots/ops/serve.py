@@ -66,6 +66,7 @@ class Stop:
         self._requests = requests
         self._draining = False
         self._stopped: asyncio.Event | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def check(self) -> None:
         """Raise DrainingError once a stop has begun."""
@@ -103,9 +104,11 @@ class Stop:
             return
         self._draining = True
         logger.warning("draining: serving for %d s more, but not ready", self._drain)
-        asyncio.get_running_loop().call_later(self._drain, self._end)
+        self._timer = asyncio.get_running_loop().call_later(self._drain, self._end)
 
     def _end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()  # where a second signal has cut the drain short
         self._stop()
         if self._stopped is not None:
             self._stopped.set()
