@@ -177,8 +177,8 @@ async def fetch_sealed(lookup_id: str, now: datetime) -> Sealed:
 
 async def fetch_pending(lookup_id: str, now: datetime) -> Secret:
     """Return a secret that can still be read; SecretNotFoundError if there is none."""
-    fields = {"_id": False, "secret_id": True}
-    envelope = await _run(metrics.FIND, lambda: Envelope.get_motor_collection().find_one({"_id": lookup_id}, fields))
+    names = ["secret_id"]
+    envelope = await _run(metrics.FIND, lambda: Envelope.get_motor_collection().find_one({"_id": lookup_id}, names))
     secret = await _find(envelope["secret_id"]) if envelope else None
     if secret is None or secret.state_at(now) != "pending":
         raise SecretNotFoundError
