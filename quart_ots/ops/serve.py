@@ -219,3 +219,5 @@ def serve(app: Quart, binds: Sequence[str]) -> None:
         factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(main())
+    # All is done; a signal that comes twice would end the process with a status other than 0 on its last way.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
