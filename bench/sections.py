@@ -212,7 +212,7 @@ def start(rounds: int = 7) -> dict[str, float]:
 
 def _answers(url: str) -> bool:
     try:
-        return request("GET", f"{url}/health/live", timeout=5).status == 200
+        return request("GET", f"{url}/health/live", seconds=5).status == 200
     except LOST:
         return False
 

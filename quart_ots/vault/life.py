@@ -18,6 +18,7 @@ from typing import NamedTuple
 from . import crypto, store
 from .errors import (
     ClientGoneError,
+    DatabaseUnavailableError,
     EnvelopeError,
     NotOpenedError,
     ReceiptNotFoundError,
@@ -119,7 +120,12 @@ async def read(services: Services, secret_key: str, passphrase: str, gone: async
         raise
     secret = None
     async with services.pool.slot(gone):
-        await store.reserve_attempt(secret_id, services.clock())
+        try:
+            await store.reserve_attempt(secret_id, services.clock())
+        except DatabaseUnavailableError:
+            # Those in line would wait for the same, one after the other.
+            services.pool.dismiss(DatabaseUnavailableError)
+            raise
         with contextlib.suppress(NotOpenedError):
             secret = await services.pool.run(crypto.open, services.ring, secret_key, passphrase, sealed)
     if secret is None:

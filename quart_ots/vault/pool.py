@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar, TypeVarTuple
 
 from .. import metrics
-from .errors import BusyError, ClientGoneError, DrainingError
+from .errors import BusyError, ClientGoneError, DrainingError, UnavailableError
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -220,9 +220,13 @@ class Pool:
     def stop(self) -> None:
         """Send away all who wait, and all who come from now on, with DrainingError. Slots that are held stay held."""
         self._stopping = True
+        self.dismiss(DrainingError)
+
+    def dismiss(self, error: type[UnavailableError]) -> None:
+        """Send away all who wait now with an error."""
         for place in self._line:
             if not place.done():
-                place.set_exception(DrainingError())
+                place.set_exception(error())
         self._line.clear()
 
     def close(self) -> None:

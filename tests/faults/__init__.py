@@ -1,4 +1,4 @@
-"""The fault suite: each attack on a promise, with how often it was tried and what was found.
+"""The fault suite: each attack on a promise, how often it was tried, and what was found.
 
-``make faults`` runs all of it and writes docs/reliability.md's table; tests/test_faults.py runs a small part.
+``make faults`` runs all of it and writes docs/reliability.md; tests/test_system/test_attacks.py runs a small part.
 """

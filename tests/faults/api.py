@@ -1,4 +1,4 @@
-"""An asynchronous client for loads that httpx would be too heavy for."""
+"""An asynchronous client for loads: one session for many requests, and services asked in turn."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import aiohttp
 
+from tests import client
 from tests.service import PHRASE, Service
 
 LOST = 0
@@ -22,11 +23,11 @@ class Answer(NamedTuple):
 
 
 class Api:
-    """Asks services by turns. Makes no second try of its own.
+    """Asks services in turn. Never tries again.
 
     Args:
         session: Its connections.
-        services: Whom to ask. They note what is sent, for their logs' sake.
+        services: Whom to ask. They note what is sent, for the search of their logs.
 
     """
 
@@ -42,11 +43,11 @@ class Api:
         try:
             async with self._session.request(method, service.url + path, json=body) as response:
                 return Answer(response.status, await response.json(content_type=None))
-        except (aiohttp.ClientError, TimeoutError, ConnectionError):
+        except client.LOST:
             return Answer(LOST, {})
 
     async def fetch(self, path: str) -> int:
-        """Get what is no JSON, whole; give the status."""
+        """Get what is not JSON, whole; return the status."""
         async with self._session.get(self._services[0].url + path) as response:
             await response.read()
             return response.status
@@ -79,12 +80,12 @@ class Api:
 
 @contextlib.asynccontextmanager
 async def connected(*services: Service, seconds: float = 60, kept: bool = False) -> AsyncIterator[Api]:
-    """Give an Api for the time of a block.
+    """Make an Api for the time of a block.
 
     Args:
         services: Whom to ask.
         seconds: How long to wait for an answer.
-        kept: Whether to send several requests by a connection. Not for services that are killed, or looked at.
+        kept: Whether to send several requests on a connection. Not for services that are killed or measured.
 
     """
     idle: dict[str, Any] = {"keepalive_timeout": 2} if kept else {"force_close": True}

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from tests.faults.api import Api, connected
 from tests.faults.finding import Finding
-from tests.faults.stage import Stage, staged
+from tests.faults.stage import Stage, lent, staged
+from tests.mongod import Mongod
 from tests.service import PHRASE, Service
 
 MEGABYTE = 1 << 20
@@ -43,7 +44,7 @@ def usage_of(service: Service) -> Usage:
     return Usage(resident, len(list((proc / "fd").iterdir())), int(status["Threads"]))
 
 
-async def linger(stage: Stage, kind: str) -> None:
+async def linger(stage: Stage[Mongod], kind: str) -> None:
     """Be one such client until the service ends the connection."""
     small = socket.socket()
     small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -83,7 +84,11 @@ async def drip(to: socket.socket, data: bytes) -> None:
 
 
 async def slow(
-    number: int = 500, kinds: tuple[str, ...] = KINDS, seconds: float = LONGEST, lives: int = 300
+    number: int = 500,
+    kinds: tuple[str, ...] = KINDS,
+    seconds: float = LONGEST,
+    lives: int = 300,
+    on: Stage[Mongod] | None = None,
 ) -> Finding:
     """Hold slow connections while a normal client works, and see that they are ended and leave nothing."""
     finding = Finding(
@@ -91,7 +96,7 @@ async def slow(
         f"{number} connections at once: {', '.join(kinds)}; a normal client meanwhile. A trial is a connection",
         number,
     )
-    with staged() as stage:
+    with lent(on, staged()) as stage:
         before = await warm_up(stage, lives)
         crowd = [asyncio.create_task(linger(stage, kinds[index % len(kinds)])) for index in range(number)]
         started, rounds, worst, most = time.monotonic(), 0, 0.0, before
@@ -122,7 +127,7 @@ async def slow(
     return finding
 
 
-async def look_whether_all_is_returned(stage: Stage, before: Usage, finding: Finding) -> None:
+async def look_whether_all_is_returned(stage: Stage[Mongod], before: Usage, finding: Finding) -> None:
     """Wait for descriptors and threads to be what they were, and for the memory to be near it."""
     deadline = time.monotonic() + 30
     while usage_of(stage.service).descriptors > before.descriptors + SPARE and time.monotonic() < deadline:
@@ -136,7 +141,9 @@ async def look_whether_all_is_returned(stage: Stage, before: Usage, finding: Fin
     finding.expect(after.resident <= before.resident + 64 * MEGABYTE, "memory left")
 
 
-async def aborted(number: int = 10_000, together: int = 100, lives: int = 300) -> Finding:
+async def aborted(
+    number: int = 10_000, together: int = 100, lives: int = 300, on: Stage[Mongod] | None = None
+) -> Finding:
     """Send requests and hang up at once, at any point of them."""
     finding = Finding(
         "requests that are aborted leave nothing behind",
@@ -146,7 +153,7 @@ async def aborted(number: int = 10_000, together: int = 100, lives: int = 300) -
     )
     state: Counter[str] = Counter()
     loop = asyncio.get_running_loop()
-    with staged() as stage:
+    with lent(on, staged()) as stage:
         waiting = stage.service.generate("a waiting secret")
         path = f"/secrets/{waiting['secret_key']}".encode()
         # By turns they are read and guessed at, ten times each.
@@ -205,7 +212,7 @@ async def aborted(number: int = 10_000, together: int = 100, lives: int = 300) -
     return finding
 
 
-async def warm_up(stage: Stage, number: int) -> Usage:
+async def warm_up(stage: Stage[Mongod], number: int) -> Usage:
     """Let the service make the threads and connections that it keeps, and measure it at rest."""
 
     async def live_once(api: Api) -> None:

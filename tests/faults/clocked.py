@@ -1,19 +1,23 @@
-"""The service with a clock that tests move: the time stands in a file, in milliseconds since 1970."""
+"""The service with a clock that tests move: the time stands in a file, in milliseconds since 1970.
+
+python -m tests.faults.clocked HOST:PORT
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from quart import Quart
-
-from quart_ots import create_app as create_real_app
+from quart_ots import create_app
+from quart_ots.ops.serve import serve
 
 VARIABLE = "CLOCK_FILE"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+SERVE_CLOCKED = (sys.executable, "-m", "tests.faults.clocked", "127.0.0.1:{port}")
 
 
 class FileClock:
@@ -41,6 +45,5 @@ class FileClock:
         draft.replace(self._path)
 
 
-def create_app() -> Quart:
-    """Build the service on the clock that the environment names."""
-    return create_real_app(clock=FileClock(Path(os.environ[VARIABLE])))
+if __name__ == "__main__":
+    serve(create_app(clock=FileClock(Path(os.environ[VARIABLE]))), sys.argv[1:])

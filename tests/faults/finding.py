@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
@@ -25,15 +27,20 @@ class Finding:
     note: str = ""
 
     def expect(self, holds: bool, otherwise: str) -> bool:
-        """Note a violation unless something holds; say whether it does."""
+        """Note a violation unless something holds; return whether it does."""
         if not holds:
             self.violations.append(otherwise)
         return holds
 
     def row(self) -> str:
-        """Write the table's row."""
+        """Return the table's row."""
         cells = (self.promise, self.attack, f"{self.trials:,}", str(len(self.violations)), self.note)
         return f"| {' | '.join(cells)} |"
 
 
 HEAD = "| promise | attack | trials | violations | figures |\n|---|---|---|---|---|"
+
+
+def median_and_worst(seconds: Sequence[float]) -> str:
+    """Describe some times."""
+    return f"median {statistics.median(seconds):.1f} s, worst {max(seconds):.1f} s" if seconds else "none"

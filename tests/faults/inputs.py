@@ -10,7 +10,8 @@ import tempfile
 from pathlib import Path
 
 from tests.faults.finding import Finding
-from tests.faults.stage import staged
+from tests.faults.stage import Stage, lent, staged
+from tests.mongod import Mongod
 from tests.service import ROOT
 
 SCHEMATHESIS = ROOT / "tests" / "faults" / "schemathesis.toml"
@@ -27,12 +28,12 @@ PARSERS = {
 }
 
 
-def openapi(cases: int = 20_000, seed: int = 1) -> Finding:
+def openapi(cases: int = 20_000, seed: int = 1, on: Stage[Mongod] | None = None) -> Finding:
     """Let schemathesis play with the service, with all its checks."""
     finding = Finding(
         "the API does what openapi.json says, whatever comes", "schemathesis with all its checks; a trial is a case"
     )
-    with staged() as stage:
+    with lent(on, staged()) as stage:
         # Drawn per operation and phase, so ask for more at a time until there were enough.
         examples = max(1, cases // 14)
         for round_ in range(10):

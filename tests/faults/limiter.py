@@ -10,11 +10,12 @@ from ipaddress import IPv6Address
 
 import aiohttp
 
-from quart_ots.ratelimit import MAX_CLIENTS, BoundedStore, budget_of
+from quart_ots.edge.clients import budget_of
+from quart_ots.edge.limits import MAX_CLIENTS, BoundedStore
 from tests.faults.finding import Finding
 from tests.faults.stage import staged
 
-# Bytes, as ratelimit.py states them.
+# Bytes, as limits.py states them.
 STATED = 36_000_000
 BUDGET = 600
 

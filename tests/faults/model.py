@@ -34,12 +34,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from quart_ots.models import MAX_ATTEMPTS
-from quart_ots.schemas import DEFAULT_TTL, rfc3339
+from quart_ots.api.bodies import DEFAULT_TTL, rfc3339
+from quart_ots.vault.store import MAX_ATTEMPTS
 from tests.faults import clocked
 from tests.faults.finding import Finding
-from tests.faults.stage import database, draw_master_key
-from tests.service import AS_IN_PRODUCTION, Service, running
+from tests.mongod import Mongod
+from tests.service import EVERY, Service, draw_master_key, running
 
 STEPS = 50
 # The step of a run at which the service may be started anew, and one run in how many: it takes a second and a half.
@@ -81,7 +81,7 @@ class Life:
             self.end("locked", now)
 
     def receipt(self) -> dict[str, Any]:
-        """Say what the receipt should."""
+        """Return what the receipt should say."""
         return {
             "state": self.state,
             "created_at": rfc3339(self.created_at),
@@ -101,7 +101,7 @@ class World:
         self._connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
 
     def ask(self, method: str, path: str, body: Any = None) -> tuple[int, dict[str, Any]]:
-        """Ask the service, and give the status and the body."""
+        """Ask the service, and return the status and the body."""
         data = None if body is None else json.dumps(body).encode()
         self._connection.request(method, path, data, {"Content-Type": "application/json"} if data else {})
         answer = self._connection.getresponse()
@@ -273,18 +273,15 @@ def world(folder: Path) -> Iterator[World]:
     # Ahead of the database's own clock, whose reaper would take part otherwise.
     clock.set(datetime.now(UTC).replace(microsecond=0) + timedelta(days=1))
     ring.write_text(draw_master_key())
-    mongo = database(folder)
-    try:
-        given = {"MONGODB_URL": mongo.url, "MASTER_KEYS_FILE": str(ring)}
-        command = (*AS_IN_PRODUCTION[:-1], "tests.faults.clocked:create_app()")
-        with clock.told(), running(folder, given, *command, covered=False) as service:
+    with Mongod(folder / "mongod") as mongod, clock.told():
+        given = {"MONGODB_URL": mongod.url, "MASTER_KEYS_FILE": str(ring)}
+        with running(folder, given, clocked.SERVE_CLOCKED) as service:
             yield World(service, clock, ring)
-    finally:
-        mongo.kill()
+        EVERY.remove(service)  # its log goes with the folder
 
 
 def run_part(runs: int, seed: int) -> tuple[int, int, int, list[str]]:
-    """Run the machine; give the runs, the steps and the restarts that there were, and a line if an answer was wrong."""
+    """Run the machine; return how many runs, steps and restarts there were, and a line if an answer was wrong."""
 
     class Seeded(Machine):
         pass

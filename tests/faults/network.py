@@ -7,15 +7,15 @@ import contextlib
 import itertools
 import struct
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import bson
 
-from tests.faults.database import OPERATIONS, Case
+from tests.faults.database import NAMES, Case, targets
 from tests.faults.finding import Finding
-from tests.faults.stage import staged
-from tests.service import free_port
+from tests.faults.stage import staged_on
+from tests.mongod import DATABASE, Mongod, ReplicaSet, free_port
 
 OP_MSG = 2013
 WATCHED = {"find", "insert", "update", "delete"}
@@ -32,11 +32,13 @@ CUTS = (
 class Proxy:
     """Hands messages on, but for the one that it is told to spoil.
 
-    Its `target`, the database's port, may be told later.
+    Args:
+        target: The database's port.
+
     """
 
-    def __init__(self) -> None:
-        self.target = 0
+    def __init__(self, target: int) -> None:
+        self._target = target
         self.port = free_port()
         self.spoil: Callable[[], str | None] = lambda: None
         self.spoiled: list[str] = []  # the commands
@@ -56,7 +58,7 @@ class Proxy:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            there = await asyncio.open_connection("127.0.0.1", self.target)
+            there = await asyncio.open_connection("127.0.0.1", self._target)
         except OSError:
             writer.close()
             return
@@ -113,7 +115,7 @@ async def read_message(reader: asyncio.StreamReader) -> bytes:
 
 
 def command_of(message: bytes) -> str:
-    """Name a message's command, the first member of the section of kind 0; "" for what is no OP_MSG."""
+    """Return a message's command, the first member of the section of kind 0; "" for what is no OP_MSG."""
     if struct.unpack_from("<i", message, 12)[0] != OP_MSG or message[20] != 0:
         return ""
     (length,) = struct.unpack_from("<i", message, 21)
@@ -122,29 +124,29 @@ def command_of(message: bytes) -> str:
 
 
 def more_to_come(message: bytes) -> bool:
-    """Say whether the server announces another answer (flag bit 1 of OP_MSG), as its heartbeats do."""
+    """Return whether the server announces another answer (flag bit 1 of OP_MSG), as its heartbeats do."""
     opcode, flags = struct.unpack_from("<iI", message, 12)
     return opcode == OP_MSG and bool(flags & 2)
 
 
-async def network(standalone: bool = False, cuts: tuple[str, ...] = CUTS) -> Finding:
+async def network(on_set: bool = True, cuts: Sequence[str] = CUTS, operations: Sequence[str] = NAMES) -> Finding:
     """Spoil each command of each operation in each way."""
-    kind = "a standalone, where the driver does not retry" if standalone else "a replica set"
+    kind = "a replica set" if on_set else "a standalone, where the driver does not retry"
     finding = Finding(
         f"a broken connection to the database ({kind}) neither loses a secret nor shows it twice",
         f"a proxy cuts each command of each operation: {', '.join(cuts)}",
     )
     seen: Counter[str] = Counter()
-    proxy, delivered = Proxy(), 0
-    url = f"mongodb://127.0.0.1:{proxy.port}/quart_ots?directConnection=true"
-    options = ["--standalone"] if standalone else []
+    delivered = 0
     with contextlib.ExitStack() as stack:
+        stage = await asyncio.to_thread(stack.enter_context, staged_on(on_set))
+        database, login = await asyncio.to_thread(written_to, stage.database)
+        proxy = Proxy(database.port)
         async with proxy.serving():
-            stage = await asyncio.to_thread(stack.enter_context, staged(0, *options, url=url, reference=True))
-            proxy.target = stage.mongo.port
-            await asyncio.to_thread(stage.add_service)
-            for operation in OPERATIONS:
-                for index, cut in itertools.product(range(len(operation.commands)), cuts):
+            url = f"mongodb://{login}127.0.0.1:{proxy.port}/{DATABASE}?directConnection=true&authSource=admin"
+            await asyncio.to_thread(stage.add_service, url)
+            for operation, index in targets(operations):
+                for cut in cuts:
                     case = await asyncio.to_thread(Case, stage, operation, finding, f"cut {cut} at command {index + 1}")
                     countdown = itertools.chain([None] * index, [cut], itertools.repeat(None))
                     proxy.spoil, proxy.spoiled = countdown.__next__, []
@@ -155,11 +157,19 @@ async def network(standalone: bool = False, cuts: tuple[str, ...] = CUTS) -> Fin
                     await asyncio.to_thread(case.judge, answer, seen)
                     if operation.name == "read" and index == 2:
                         # The claim: its id settles whose it was, so the reader gets the secret whatever was cut.
-                        case.expect(answer.status_code == 200, "a cut claim lost the secret")
-                        delivered += answer.status_code == 200
+                        case.expect(answer.status == 200, "a cut claim lost the secret")
+                        delivered += answer.status == 200
             await asyncio.to_thread(stack.close)
     finding.note = (
         ", ".join(f"{number} times {status}" for status, number in sorted(seen.items()))
         + f"; a cut claim was answered with the secret {delivered} of {len(cuts)} times"
     )
     return finding
+
+
+def written_to(database: Mongod | ReplicaSet) -> tuple[Mongod, str]:
+    """Return the member that clients write to, and the beginning of its URLs, with the password."""
+    if isinstance(database, Mongod):
+        return database, ""
+    user, password = database.credentials
+    return database.wait_for_primary(), f"{user}:{password}@"

@@ -1,4 +1,4 @@
-"""Races on real processes: whoever comes at the same time, one wins."""
+"""Races on real processes: of all who come at the same time, one wins."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from pathlib import Path
 from tests.faults import clocked
 from tests.faults.api import Api, connected
 from tests.faults.finding import Finding
-from tests.faults.stage import staged
-from tests.service import AS_IN_PRODUCTION, PHRASE
+from tests.faults.stage import Stage, lent, staged
+from tests.mongod import Mongod
+from tests.service import PHRASE
 
-CLOCKED = (*AS_IN_PRODUCTION[:-1], "tests.faults.clocked:create_app()")
 
-
-async def readers(secrets: int = 200, crowd: int = 200) -> Finding:
+async def readers(secrets: int = 200, crowd: int = 200, on: Stage[Mongod] | None = None) -> Finding:
     """Let a crowd read one secret at once, over two processes."""
     finding = Finding(
-        "a secret is read once, whoever comes at once",
+        "a secret is read once, however many come at the same time",
         f"{crowd} readers with the right passphrase over two processes, {secrets} times; a trial is a request",
     )
     statuses: Counter[int] = Counter()
-    with staged(2) as stage:
+    with lent(on, staged(2)) as stage:
         async with connected(*stage.services, kept=True) as api:
             for number in range(secrets):
                 keys = (await api.generate(f"secret {number}")).body
@@ -42,13 +41,13 @@ async def readers(secrets: int = 200, crowd: int = 200) -> Finding:
     return finding
 
 
-async def burners(rounds: int = 1000, together: int = 20) -> Finding:
+async def burners(rounds: int = 1000, together: int = 20, on: Stage[Mongod] | None = None) -> Finding:
     """Let a reader and a burner race."""
     finding = Finding(
         "a secret is read or burned, and the receipt says which", "a reader against a burner, over two processes"
     )
     won: Counter[str] = Counter()
-    with staged(2) as stage:
+    with lent(on, staged(2)) as stage:
         async with connected(*stage.services, kept=True) as api:
 
             async def race() -> None:
@@ -67,7 +66,7 @@ async def burners(rounds: int = 1000, together: int = 20) -> Finding:
 
 
 async def expiry(rounds: int = 500, together: int = 10) -> Finding:
-    """Let the clock reach the expiry while a secret is read, and look at once thereafter."""
+    """Let the clock reach the expiry while a secret is read, and look right after."""
     finding = Finding(
         "no reading begins once a secret has expired, and one that has begun is answered",
         "the clock of two processes moved past expires_at while a reader's request runs, and another after it",
@@ -77,7 +76,7 @@ async def expiry(rounds: int = 500, together: int = 10) -> Finding:
     with tempfile.TemporaryDirectory() as folder:
         clock = clocked.FileClock(Path(folder) / "clock")
         clock.set(datetime.now(UTC).replace(microsecond=0) + timedelta(days=1))  # beyond the database's reaper
-        with clock.told(), staged(2, command=CLOCKED) as stage:
+        with clock.told(), staged(2, command=clocked.SERVE_CLOCKED) as stage:
             async with connected(*stage.services, kept=True) as api:
                 for _ in range(rounds // together):
                     now = clock()
@@ -97,7 +96,7 @@ async def expiry(rounds: int = 500, together: int = 10) -> Finding:
     return finding
 
 
-async def tenth_guess(rounds: int = 500, together: int = 10) -> Finding:
+async def tenth_guess(rounds: int = 500, together: int = 10, on: Stage[Mongod] | None = None) -> Finding:
     """Let the right passphrase race with the tenth wrong guess: one attempt is left for the two."""
     finding = Finding(
         "ten attempts, however they come at once",
@@ -115,7 +114,7 @@ async def tenth_guess(rounds: int = 500, together: int = 10) -> Finding:
         finding.expect(outcome in ((200, 404, "read", 0), (404, 403, "locked", 0)), f"outcome {outcome}")
         won[receipt["state"]] += 1
 
-    with staged(2) as stage:
+    with lent(on, staged(2)) as stage:
         async with connected(*stage.services, kept=True) as api:
             for _ in range(rounds // together):
                 await asyncio.gather(*(race(api) for _ in range(together)))
@@ -124,12 +123,48 @@ async def tenth_guess(rounds: int = 500, together: int = 10) -> Finding:
     return finding
 
 
-async def creators(number: int = 10_000, together: int = 50) -> Finding:
+async def last_attempt(rounds: int = 500, together: int = 10, on: Stage[Mongod] | None = None) -> Finding:
+    """Let a burn race with the last attempt, right or wrong, and compare its answer with the receipt later."""
+    finding = Finding(
+        "a burn is final: what its answer says stays true, whoever is in flight",
+        "nine wrong guesses, then the right passphrase or a tenth wrong one against a burn, over two processes",
+    )
+    # (reading, burn, what the burn's answer says and the receipt from then on)
+    right = {(200, 409, "read"), (404, 200, "burned"), (404, 409, "locked")}
+    wrong = {(403, 409, "locked"), (404, 200, "burned")}
+    won: Counter[str] = Counter()
+    pauses = itertools.cycle((0.0, 0.01, 0.02, 0.04, 0.08))  # a hash takes 16 ms, and some wait for a thread
+
+    async def race(api: Api, phrase: str) -> None:
+        keys = (await api.generate("s")).body
+        for _ in range(9):
+            await api.read(keys["secret_key"], "wrong")
+        reading = asyncio.create_task(api.read(keys["secret_key"], phrase))
+        await asyncio.sleep(next(pauses))
+        burn = await api.burn(keys["receipt_key"])
+        told = burn.body["state"]
+        states = [(await api.receipt(keys["receipt_key"])).body["state"]]
+        outcome = ((await reading).status, burn.status, told)
+        states.append((await api.receipt(keys["receipt_key"])).body["state"])
+        finding.expect(outcome in (right if phrase == PHRASE else wrong), f"outcome {outcome}")
+        finding.expect(states == [told, told], f"told {told}, and then the receipt says {states}")
+        won[told] += 1
+
+    with lent(on, staged(2, BCRYPT_COST="8")) as stage:
+        async with connected(*stage.services, kept=True) as api:
+            for _ in range(rounds // together):
+                await asyncio.gather(*(race(api, ("wrong", PHRASE)[number % 2]) for number in range(together)))
+    finding.trials = rounds
+    finding.note = f"{won['burned']} burned, {won['read']} read, {won['locked']} locked"
+    return finding
+
+
+async def creators(number: int = 10_000, together: int = 50, on: Stage[Mongod] | None = None) -> Finding:
     """Create many secrets over two processes, and read each."""
     finding = Finding(
         "every created secret has keys of its own and is readable", "creates over two processes, then a read of each"
     )
-    with staged(2) as stage:
+    with lent(on, staged(2)) as stage:
         async with connected(*stage.services, kept=True) as api:
             places = asyncio.Semaphore(together)
             keys: set[str] = set()
