@@ -277,6 +277,7 @@ def test_hub_file_runs_an_image_without_a_checkout(image: str, tmp_path: Path) -
         assert hub.read(hub.generate()).status == 200
 
 
+@pytest.mark.timeout(1800)
 def test_suite_passes_in_containers() -> None:
     """The test compose file runs the suite against the mongo container, and returns pytest's status."""
     stack = Stack("suite", "docker-compose-test.yml")

@@ -47,8 +47,8 @@ ON_A_PAIR: dict[str, Callable[..., Any]] = {
     "failpoints": partial(database.failpoints, False, ("an error", "no majority"), ("create", "read", "burn")),
     "silent database": partial(deadline.deadline, "SIGSTOP", ("burn",), within=HANGS, back=HANGS, silence=0, asking=1),
     "slow clients": partial(clients.slow, 20, ("silent", "head a byte a second", "keeps alive"), 7, lives=50),
-    "aborted requests": partial(clients.aborted, 500, lives=50),
-    "openapi": partial(inputs.openapi, 200),
+    "aborted requests": partial(clients.aborted, 200, lives=50),
+    "openapi": partial(inputs.openapi, 100),
     "soak": partial(soak.soak, 5),
     "crash within reads": partial(crashes.window, 20),
     "crash of the service": partial(crashes.of_the_service, 1),
@@ -56,12 +56,12 @@ ON_A_PAIR: dict[str, Callable[..., Any]] = {
 }
 # On what they start themselves.
 ALONE: dict[str, Callable[[], Any]] = {
-    "model": partial(model.model, 4, 1, processes=1),
+    "model": partial(model.model, 2, 1, processes=1),
     "expiry": partial(races.expiry, 20),
     "network": partial(network.network, False, ("before its answer",), ("create", "read", "burn")),
     "limiter's network": partial(limiter.one_network, 700),
-    "fuzzed envelope": partial(inputs.parser, "envelope", 10_000),
-    "fuzzed address": partial(inputs.parser, "address", 10_000),
+    "fuzzed envelope": partial(inputs.parser, "envelope", 5_000),
+    "fuzzed address": partial(inputs.parser, "address", 5_000),
 }
 
 
