@@ -252,7 +252,7 @@ async def claim(secret_id: str, claim_id: str, now: datetime, gone: asyncio.Futu
         try:
             if gone.done():
                 if not await _step(mine, taken):
-                    await _step(pending, {"$set": {"denied": claim_id}})
+                    await _step(pending, {"$addToSet": {"denied": claim_id}})
                     raise ClientGoneError
             elif not await _step(pending, taken) and not await _step(mine, taken):
                 raise SecretNotFoundError

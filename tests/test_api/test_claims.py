@@ -23,7 +23,7 @@ WRONG = {"passphrase": "wrong"}
 
 def is_claim(update: dict[str, Any]) -> bool:
     """Return whether an update makes somebody the reader."""
-    return bool(update["$set"].get("state") == "read")
+    return bool(update.get("$set", {}).get("state") == "read")
 
 
 @pytest.mark.parametrize("settings", [{"kdf_threads": 10}], indirect=True)
